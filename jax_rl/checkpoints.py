@@ -1,0 +1,139 @@
+"""Checkpoints that hold everything a resume needs. Every folder appears whole or not at all.
+
+`checkpoint-N/` and `resume_latest/` have the same content: `state/` (Orbax: parameters, optimizer state, counters) and
+`meta.json` (update, position in the data, resolved config, what the run remembers), which is written last. The bytes
+are written once: `checkpoint-N` is made of hard links to `resume_latest`'s files, where the file system has them.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from jax_rl.errors import UserError
+
+FORMAT = 1
+META = "meta.json"
+STATE = "state"
+RESUME = "resume_latest"
+
+
+class CheckpointError(UserError):
+    """The folder is not a checkpoint, or not one of this run."""
+
+
+class Checkpoints:
+    """The checkpoints of one output folder.
+
+    Args:
+        keep_last: how many `checkpoint-N` stay; 0 = all.
+        resume_only: keep `resume_latest` and no `checkpoint-N` (`logging.save_only_best`).
+    """
+
+    def __init__(self, output_dir: Path, keep_last: int = 0, resume_only: bool = False):
+        self.dir = Path(output_dir)
+        self.keep_last = keep_last
+        self.resume_only = resume_only
+        self._new, self._old = self.dir / f".{RESUME}.new", self.dir / f".{RESUME}.old"
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self._finish_publication()
+
+    def save(self, state: Any, meta: dict) -> None:
+        """Writes `resume_latest` and, unless `resume_only`, `checkpoint-{meta["update"]}`."""
+        shutil.rmtree(self._new, ignore_errors=True)
+        self._new.mkdir()
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(self._new.absolute() / STATE, state)
+            checkpointer.wait_until_finished()
+        _write_durably(self._new / META, json.dumps({"format": FORMAT, **meta}, indent=1))
+        if not self.resume_only:
+            self._publish_numbered(meta["update"])
+        self._finish_publication()
+        self._prune()
+
+    def newest(self) -> Path | None:
+        """The whole checkpoint with the highest update, or None."""
+        whole = [p for p in (self.dir / RESUME, *self._numbered().values()) if is_checkpoint(p)]
+        return max(whole, key=lambda p: read_meta(p)["update"], default=None)
+
+    def _numbered(self) -> dict[int, Path]:
+        names = {p: re.fullmatch(r"checkpoint-(\d+)", p.name) for p in self.dir.iterdir()}
+        return {int(m.group(1)): p for p, m in names.items() if m}
+
+    def _publish_numbered(self, update: int) -> None:
+        target, building = self.dir / f"checkpoint-{update}", self.dir / f".checkpoint-{update}.new"
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.copytree(self._new, building, copy_function=_link_or_copy)
+        _remove_whole(target)  # a resumed run writes this update's again
+        os.rename(building, target)
+
+    def _finish_publication(self) -> None:
+        """Moves a whole new folder into place. Also mends what a kill between two renames left behind."""
+        current = self.dir / RESUME
+        if is_checkpoint(self._new):
+            shutil.rmtree(self._old, ignore_errors=True)
+            if current.exists():
+                os.rename(current, self._old)
+            os.rename(self._new, current)
+        elif self._old.exists() and not current.exists():
+            os.rename(self._old, current)
+        for leftover in (self._new, self._old, *self.dir.glob(".checkpoint-*.new"), *self.dir.glob(".checkpoint-*.old")):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _prune(self) -> None:
+        if self.keep_last:
+            numbered = self._numbered()
+            for update in sorted(numbered)[: -self.keep_last]:
+                _remove_whole(numbered[update])
+
+
+def is_checkpoint(path: Path) -> bool:
+    return (path / META).is_file() and (path / STATE).is_dir()
+
+
+def read_meta(path: Path) -> dict:
+    """`meta.json` of a checkpoint folder; CheckpointError when it is not one."""
+    if not is_checkpoint(path):
+        found = "does not exist" if not path.exists() else f"has no {META} and {STATE}/"
+        raise CheckpointError(f"{path} is not a checkpoint: it {found}. Name a checkpoint-N or {RESUME} folder.")
+    try:
+        return json.loads((path / META).read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path / META} cannot be read: {error}") from error
+
+
+def restore(path: Path, like: Any) -> tuple[Any, dict]:
+    """State and meta of a checkpoint. `like` is a tree of arrays or shapes with the wanted shardings."""
+    meta = read_meta(path)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(path.absolute() / STATE, like), meta
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} does not fit this model and optimizer: {error}") from error
+
+
+def _remove_whole(path: Path) -> None:
+    """Deletes a folder so that a kill half-way leaves no half folder under its name."""
+    if path.exists():
+        hidden = path.with_name(f".{path.name}.old")
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.rename(path, hidden)
+        shutil.rmtree(hidden)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

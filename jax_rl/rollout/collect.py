@@ -22,7 +22,8 @@ class Rollout:
     prompt_input_ids: list[int]
     completion_text: str  # without special tokens, stripped at both ends
     completion_token_ids: list[int]  # the end-of-turn token included
-    sampler_logprobs: list[float]  # of the untempered policy
+    old_logprobs: list[float]  # the sampler's, of the untempered policy (temperature 1, no top-p or top-k)
+    ref_logprobs: list[float] | None  # the reference's, once they are computed
     token_char_offsets: list[tuple[int, int]]  # the characters of completion_text that each token wrote
     finish_reason: Literal["stop", "length"]
 
@@ -78,7 +79,8 @@ def generate_rollouts(
                     prompt_input_ids=list(prompt.token_ids),
                     completion_text=text,
                     completion_token_ids=ids,
-                    sampler_logprobs=generated.logp[row, :length].tolist(),
+                    old_logprobs=generated.logp[row, :length].tolist(),
+                    ref_logprobs=None,
                     token_char_offsets=offsets,
                     finish_reason="stop" if ids[-1] in engine.eos_ids else "length",
                 )

@@ -1,0 +1,93 @@
+"""One description per parameter, and what follows from it: random values, abstract trees, counts and bytes.
+
+A family describes its parameters as a tree (nested dicts) of `ParamSpec`; the parameters themselves are arrays in a
+tree of the same shape. Loading, export, sharding and the memory plan walk the same tree.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Sharding
+from jax.typing import DTypeLike
+
+Params = dict[str, Any]  # nested dicts of arrays
+Specs = dict[str, Any]  # nested dicts of ParamSpec, the same keys
+
+# (key, shape, dtype) -> array, as in jax.nn.initializers
+Initializer = Callable[[jax.Array, tuple[int, ...], DTypeLike], jax.Array]
+ShardingFor = Callable[["ParamSpec"], Sharding]
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """One parameter.
+
+    Attributes:
+        shape: of the whole array; weights are [out, in], as Hugging Face stores them.
+        axes: the logical name of each dimension, from which a mesh's rules make a sharding; None is never split.
+        init: draws the values of a fresh model.
+        hf_names: the tensors that hold it in a Hugging Face file, named without the text model's prefix
+            (`layers.3.mlp.up_proj.weight`). `stacked`: one name per row of the leading axis; else exactly one.
+        stacked: whether the leading axis counts layers.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: Initializer
+    hf_names: tuple[str, ...]
+    stacked: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.axes) != len(self.shape):
+            raise ValueError(f"{self.hf_names}: {len(self.axes)} axis names for shape {self.shape}")
+        if len(self.hf_names) != (self.shape[0] if self.stacked else 1):
+            raise ValueError(f"{self.hf_names}: {len(self.hf_names)} names for shape {self.shape}")
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """The shape of each of the tensors named in `hf_names`."""
+        return self.shape[1:] if self.stacked else self.shape
+
+    def stack(self, hf_names: tuple[str, ...]) -> "ParamSpec":
+        """This parameter of one layer, stacked over the layers that `hf_names` come from."""
+        return ParamSpec((len(hf_names), *self.shape), ("layers", *self.axes), self.init, hf_names, stacked=True)
+
+
+def spec_leaves(specs: Specs) -> list[ParamSpec]:
+    """All specs, in the order of the tree's leaves."""
+    return jax.tree.leaves(specs)
+
+
+def init_params(specs: Specs, key: jax.Array, dtype: DTypeLike) -> Params:
+    """Random parameters: each leaf draws from its own key, `fold_in(key, number of the leaf)`."""
+    leaves, tree = jax.tree.flatten(specs)
+    values = [spec.init(jax.random.fold_in(key, i), spec.shape, dtype) for i, spec in enumerate(leaves)]
+    return jax.tree.unflatten(tree, values)
+
+
+def abstract_params(specs: Specs, dtype: DTypeLike, sharding_for: ShardingFor | None = None) -> Params:
+    """The parameters as `jax.ShapeDtypeStruct`s: for compiling without values and for restoring a checkpoint."""
+
+    def leaf(spec: ParamSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding_for(spec) if sharding_for else None)
+
+    return jax.tree.map(leaf, specs)
+
+
+def count_params(specs: Specs) -> int:
+    """The number of trained values."""
+    return sum(spec.size for spec in spec_leaves(specs))
+
+
+def param_bytes(specs: Specs, dtype: DTypeLike) -> int:
+    """What the parameters take in memory, unsharded."""
+    return count_params(specs) * np.dtype(jnp.dtype(dtype)).itemsize

@@ -1,0 +1,113 @@
+"""A stack of unlike layers, scanned over its repeating period, so that compile time does not grow with depth.
+
+Gemma 3 with 34 layers is (5 sliding + 1 full) x 5 and a tail of 4 sliding layers. The parameters of the first layer of
+all periods lie in one array with a leading `repeats` axis, and so on: {"blocks": {"0": ..., "5": ...}, "tail": {"0":
+...}}. The tail keeps arrays of its own: cut out of a stack inside jit they would be copied at every step.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jax_rl.models.params import ParamSpec
+
+# (kind, parameters of one layer, hidden states, the cache leaves of its place or None, its row in them) -> same two
+Layer = Callable[[str, Any, Array, Any, Array], tuple[Array, Any]]
+
+
+@dataclass(frozen=True)
+class Period:
+    """`kinds` repeated `repeats` times, then `tail`."""
+
+    kinds: tuple[str, ...]
+    repeats: int
+    tail: tuple[str, ...]
+
+
+@lru_cache
+def find_period(kinds: tuple[str, ...]) -> Period:
+    """The split with the fewest layers to trace; an irregular list falls back towards all of them."""
+    best = Period(kinds, 1, ())
+    for width in range(1, len(kinds)):
+        repeats = 1
+        while kinds[repeats * width : (repeats + 1) * width] == kinds[:width]:
+            repeats += 1
+        tail = kinds[repeats * width :]
+        if width + len(tail) < len(best.kinds) + len(best.tail):
+            best = Period(kinds[:width], repeats, tail)
+    return best
+
+
+def stack_specs(kinds: tuple[str, ...], layer_specs: Callable[[str, int], dict[str, Any]]) -> dict[str, Any]:
+    """Specs of all layers from `layer_specs(kind, layer number)`, the specs of one."""
+    period = find_period(kinds)
+    width = len(period.kinds)
+
+    def stacked(place: int) -> dict[str, Any]:
+        trees = [layer_specs(kinds[place], place + repeat * width) for repeat in range(period.repeats)]
+        return jax.tree.map(_stack, *trees)
+
+    first_of_tail = width * period.repeats
+    return {
+        "blocks": {str(place): stacked(place) for place in range(width)},
+        "tail": {str(i): layer_specs(kind, first_of_tail + i) for i, kind in enumerate(period.tail)},
+    }
+
+
+def _stack(*layers: ParamSpec) -> ParamSpec:
+    return layers[0].stack(tuple(name for layer in layers for name in layer.hf_names))
+
+
+def stack_caches(kinds: tuple[str, ...], layer_cache: Callable[[str, int], Any]) -> dict[str, Any]:
+    """Caches of all layers from `layer_cache(kind, repeats)`, laid out as the parameters are."""
+    period = find_period(kinds)
+    return {
+        "blocks": {str(i): layer_cache(kind, period.repeats) for i, kind in enumerate(period.kinds)},
+        "tail": {str(i): layer_cache(kind, 1) for i, kind in enumerate(period.tail)},
+    }
+
+
+def run_stack(
+    kinds: tuple[str, ...],
+    layer: Layer,
+    params: dict[str, Any],
+    x: Float[Array, "B T D"],
+    caches: dict[str, Any] | None = None,
+    remat: bool = False,
+) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
+    """All layers in order. The caches ride in the loop's carry, where XLA updates them in place; as scanned inputs
+    and outputs they would be held twice. Without caches the tree that comes back holds None in their places.
+
+    remat: keep only each layer's input for the backward pass and compute the rest again.
+    """
+    period = find_period(kinds)
+
+    def call(kind: str, scanned: bool) -> Callable:
+        def bound(p: Any, x: Array, cache: Any, row: Array) -> tuple[Array, Any]:
+            return layer(kind, p, x, cache, row)
+
+        # inside scan, forward and backward are separate loops that XLA cannot merge again
+        return jax.checkpoint(bound, prevent_cse=not scanned) if remat else bound
+
+    caches = caches or stack_caches(kinds, lambda kind, repeats: None)
+
+    def block(carry: tuple[Array, dict], xs: tuple[Array, dict]) -> tuple[tuple[Array, dict], None]:
+        (x, kept), (row, p) = carry, xs
+        kept = dict(kept)
+        for place, kind in enumerate(period.kinds):
+            x, kept[str(place)] = call(kind, scanned=True)(p[str(place)], x, kept[str(place)], row)
+        return (x, kept), None
+
+    rows = jnp.arange(period.repeats, dtype=jnp.int32)
+    (x, in_blocks), _ = lax.scan(block, (x, caches["blocks"]), (rows, params["blocks"]))
+    in_tail = dict(caches["tail"])
+    for place, kind in enumerate(period.tail):
+        p = params["tail"][str(place)]
+        x, in_tail[str(place)] = call(kind, scanned=False)(p, x, in_tail[str(place)], jnp.int32(0))
+    return x, {"blocks": in_blocks, "tail": in_tail}

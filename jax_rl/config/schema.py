@@ -1,22 +1,38 @@
 """Every configuration key with its type, default and meaning: nine sections of frozen dataclasses.
 
-This file only declares. `load.py` reads YAML into it, `checks.py` says which values make sense together.
+This file only declares. The types (`kinds.py`) carry the range of a number and say which texts are paths or secrets;
+`load.py` reads YAML into it, `checks.py` says which values make sense together.
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Secret = str | None  # a value that is never written to a file or a log
+from jax_rl.config.kinds import (
+    HubName,
+    InputFile,
+    InputFolder,
+    NonNegative,
+    NonNegativeInt,
+    OpenShare,
+    OutputFolder,
+    Positive,
+    PositiveInt,
+    PositiveShare,
+    Program,
+    Secret,
+    Seed,
+    Share,
+)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    policy_name_or_path: str | None = None  # Hugging Face folder or hub name of the supervised starting point
-    reference_name_or_path: str | None = None  # frozen KL reference; null = the policy's starting point
-    tokenizer_name_or_path: str | None = None  # null = the policy's folder
+    policy_name_or_path: HubName | None = None  # Hugging Face folder or hub name of the supervised starting point
+    reference_name_or_path: HubName | None = None  # frozen KL reference; null = the policy's starting point
+    tokenizer_name_or_path: HubName | None = None  # null = the policy's folder
     trust_remote_code: bool = False  # accepted for old files; no remote code is ever run
-    policy_gpu_ids: tuple[int, ...] = ()  # local device ids of the policy; empty = all that the reference does not take
-    reference_gpu_ids: tuple[int, ...] = ()  # local device ids of the reference; empty = the policy's
+    policy_gpu_ids: tuple[NonNegativeInt, ...] = ()  # local device ids of the policy; empty = all but the reference's
+    reference_gpu_ids: tuple[NonNegativeInt, ...] = ()  # local device ids of the reference; empty = the policy's
     reference_device: str | None = None  # old spelling of one reference device, e.g. cuda:6 or cpu
     attn_implementation: str = "auto"  # accepted for old files; attention is XLA's
     use_fast_tokenizer: bool = True  # accepted for old files; the tokenizer is always the fast one
@@ -24,9 +40,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    train_file: str | None = None  # .jsonl, .json or .parquet
-    eval_file: str | None = None  # same formats; null = split off train, or the data set's own split
-    hf_dataset_name: str | None = None  # hub name or local folder of a Hugging Face data set
+    train_file: InputFile = None  # .jsonl, .json or .parquet
+    eval_file: InputFile = None  # same formats; null = split off train, or the data set's own split
+    hf_dataset_name: HubName | None = None  # hub name or local folder of a Hugging Face data set
     hf_dataset_config_name: str | None = None  # its configuration, e.g. en-ko_KR
     hf_train_split: str = "train"  # name of its training split
     hf_eval_split: str | None = None  # name of its evaluation split
@@ -35,12 +51,12 @@ class DataConfig:
     split_field: str | None = None  # column that names each row's split
     train_split: str | None = None  # value of split_field for training rows
     eval_split: str | None = None  # value of split_field for evaluation rows
-    limit: int | None = None  # first rows of the training side to keep
-    eval_limit: int | None = None  # first rows of the evaluation side to keep
-    eval_sampling_count: int | None = None  # rows split off for evaluation by the hash of their ids
-    eval_sampling_ratio: float | None = None  # the same as a share of all rows; the count wins
+    limit: PositiveInt | None = None  # first rows of the training side to keep
+    eval_limit: PositiveInt | None = None  # first rows of the evaluation side to keep
+    eval_sampling_count: PositiveInt | None = None  # rows split off for evaluation by the hash of their ids
+    eval_sampling_ratio: OpenShare | None = None  # the same as a share of all rows; the count wins
     eval_sampling_seed: int = 42  # seed inside that hash
-    eval_sampling_min_samples: int = 1  # fewest rows that the ratio may give
+    eval_sampling_min_samples: PositiveInt = 1  # fewest rows that the ratio may give
     id_field: str = "id"
     src_text_field: str = "src_text"
     src_lang_field: str = "src_lang"
@@ -54,7 +70,7 @@ class DataConfig:
     default_tgt_lang: str = "Korean"
     default_src_lang_code: str = "en"
     default_tgt_lang_code: str = "ko"
-    max_prompt_tokens: int = 1024  # longest prompt, in tokens, chat template included
+    max_prompt_tokens: PositiveInt = 1024  # longest prompt, in tokens, chat template included
     overlong_prompt_policy: Literal["error", "skip"] = "error"  # skip leaves the row out and counts it
 
 
@@ -68,46 +84,46 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    max_new_tokens: int = 256  # longest completion, the end-of-turn token included
-    temperature: float = 0.8  # 0 = greedy
-    top_p: float = 0.95  # nucleus; 1 = off
-    top_k: int = 50  # 0 = off
-    num_samples_per_prompt: int = 2  # G, the group size
+    max_new_tokens: PositiveInt = 256  # longest completion, the end-of-turn token included
+    temperature: NonNegative = 0.8  # 0 = greedy
+    top_p: PositiveShare = 0.95  # nucleus; 1 = off
+    top_k: NonNegativeInt = 50  # 0 = off
+    num_samples_per_prompt: PositiveInt = 2  # G, the group size
     do_sample: bool = True  # false = greedy
-    repetition_penalty: float = 1.0  # 1 = off
+    repetition_penalty: Positive = 1.0  # 1 = off
     chat_template_kwargs: dict[str, Any] = field(default_factory=lambda: {"enable_thinking": False})
-    prompts_per_batch: int = 0  # prompts that one generation batch holds; 0 = all of the update's
+    prompts_per_batch: NonNegativeInt = 0  # prompts that one generation batch holds; 0 = all of the update's
 
 
 @dataclass(frozen=True)
 class MetricXConfig:
     enabled: bool = True
-    model_name: str = "google/metricx-24-hybrid-large-v2p6"  # hub name or folder
-    tokenizer_name: str = "google/mt5-xl"  # hub name or folder with spiece.model
+    model_name: HubName = "google/metricx-24-hybrid-large-v2p6"  # hub name or folder
+    tokenizer_name: HubName = "google/mt5-xl"  # hub name or folder with spiece.model
     use_reference: bool = False  # add the reference translation to the input
-    batch_size: int = 4  # sequences in one forward pass
+    batch_size: PositiveInt = 4  # sequences in one forward pass
     device: str = "cuda"  # cuda, cuda:N or cpu
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    max_input_length: int = 2048  # tokens
+    max_input_length: PositiveInt = 2048  # tokens
     overflow_policy: Literal["truncate", "skip"] = "truncate"  # too long: shorten the source, or score Missing
     offset: float = 5.0  # reward = offset - score
-    python_executable: str | None = None  # the worker's own Python; null = this one
-    subprocess_timeout_sec: float = 600.0  # longest time for one scoring request
-    startup_timeout_sec: float = 600.0  # longest time to load the model
+    python_executable: Program = None  # the worker's own Python; null = this one
+    subprocess_timeout_sec: Positive = 600.0  # longest time for one scoring request
+    startup_timeout_sec: Positive = 600.0  # longest time to load the model
 
 
 @dataclass(frozen=True)
 class XCometConfig:
     enabled: bool = True
-    model_name: str = "Unbabel/XCOMET-XL"  # hub name, or folder with hparams.yaml and checkpoints/model.ckpt
-    encoder_name: str | None = None  # folder or hub name of the encoder's config and tokenizer; null = the checkpoint's own
-    batch_size: int = 2
+    model_name: HubName = "Unbabel/XCOMET-XL"  # hub name, or folder with hparams.yaml and checkpoints/model.ckpt
+    encoder_name: HubName | None = None  # of the encoder's config and tokenizer; null = the checkpoint's own
+    batch_size: PositiveInt = 2
     device: str = "cuda"
     use_reference: bool = False
     overflow_policy: Literal["truncate", "skip"] = "truncate"  # too long: shorten the source, or score Missing
-    python_executable: str | None = None
-    subprocess_timeout_sec: float = 600.0
-    startup_timeout_sec: float = 600.0
+    python_executable: Program = None
+    subprocess_timeout_sec: Positive = 600.0
+    startup_timeout_sec: Positive = 600.0
 
 
 @dataclass(frozen=True)
@@ -115,24 +131,24 @@ class MQMConfig:
     enabled: bool = False
     base_url: str | None = None  # of an OpenAI-compatible server, e.g. http://host:8000/v1
     model_name: str | None = None
-    api_key: Secret = None  # never written anywhere; api_key_env is the better place
+    api_key: Secret = field(default=None, repr=False)  # never written anywhere; api_key_env is the better place
     api_key_env: str = "OPENAI_API_KEY"  # environment variable that holds the key
     source_lang: str | None = None  # null = each example's own language
     target_lang: str | None = None
-    timeout_sec: float = 120.0  # for one request
-    max_retries: int = 3  # on 408, 429, 5xx and transport errors
-    batch_size: int = 1  # requests under way at once
+    timeout_sec: Positive = 120.0  # for one request
+    max_retries: NonNegativeInt = 3  # on 408, 429, 5xx and transport errors
+    batch_size: PositiveInt = 1  # requests under way at once
     use_reference: bool = False
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_tokens: int = 1024
+    temperature: NonNegative = 0.0
+    top_p: PositiveShare = 1.0
+    max_tokens: PositiveInt = 1024
     stop: tuple[str, ...] = ()
     chat_template_kwargs: dict[str, Any] = field(default_factory=lambda: {"enable_thinking": False})
     score_min: float = -25.0
     score_max: float = 0.0
     scale_to_unit_interval: bool = False  # map [score_min, score_max] to [0, 1]
     error_policy: Literal["raise", "skip"] = "raise"  # after the retries: stop the run, or score Missing
-    prompt_file: str | None = None  # JSON list of chat messages that replaces the gemba package's
+    prompt_file: InputFile = None  # JSON list of chat messages that replaces the gemba package's
 
 
 @dataclass(frozen=True)
@@ -152,12 +168,12 @@ class RewardConfig:
         default_factory=lambda: {"MINOR": -1.0, "MAJOR": -5.0, "CRITICAL": -10.0}
     )  # token reward of an error span
     overlap_policy: Literal["any_overlap", "majority_overlap"] = "any_overlap"
-    majority_threshold: float = 0.5  # share of a token's characters that a span must cover
+    majority_threshold: PositiveShare = 0.5  # share of a token's characters that a span must cover
     use_confidence: bool = False  # multiply a span's weight by its confidence
     span_combine_policy: Literal["sum", "min", "max"] = "sum"  # several spans on one token
     cache_enabled: bool = True  # keep every score on disk with the run
-    min_scored_fraction: float = 0.5  # an update that scores less of its completions stops the run
-    max_restarts: int = 3  # of one worker, per request; then the scores are Missing
+    min_scored_fraction: Share = 0.5  # an update that scores less of its completions stops the run
+    max_restarts: NonNegativeInt = 3  # of one worker, per request; then the scores are Missing
     metricx: MetricXConfig = field(default_factory=MetricXConfig)
     xcomet: XCometConfig = field(default_factory=XCometConfig)
     mqm: MQMConfig = field(default_factory=MQMConfig)
@@ -167,61 +183,62 @@ class RewardConfig:
 @dataclass(frozen=True)
 class RLConfig:
     algorithm: Literal["grpo", "reinforce"] = "grpo"
-    lr: float = 1e-6  # AdamW, constant
-    weight_decay: float = 0.0
-    batch_size: int = 2  # prompts per update
-    grad_accum: int = 1  # completions per optimizer step; 0 = all of the update's
-    micro_batch_size: int = 0  # completions in one forward and backward pass; 0 = grad_accum's
-    clip_eps: float = 0.2
-    kl_coef: float = 0.01  # 0 = no reference model is loaded
+    lr: Positive = 1e-6  # AdamW, constant
+    weight_decay: NonNegative = 0.0
+    batch_size: PositiveInt = 2  # prompts per update
+    grad_accum: NonNegativeInt = 1  # completions per optimizer step; 0 = all of the update's
+    micro_batch_size: NonNegativeInt = 0  # completions in one forward and backward pass; 0 = grad_accum's
+    clip_eps: Positive = 0.2
+    kl_coef: NonNegative = 0.01  # 0 = no reference model is loaded
     kl_estimator: Literal["k3", "k2", "k1"] = "k3"
-    entropy_coef: float = 0.0
-    max_grad_norm: float = 1.0
-    ppo_epochs: int = 1  # passes over each update's completions
-    updates: int = 20
+    entropy_coef: NonNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    ppo_epochs: PositiveInt = 1  # passes over each update's completions
+    updates: PositiveInt = 20
     loss_aggregation: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
     normalize_advantage: bool = True  # over all valid tokens of the update
     group_normalize: bool = True  # add the group's z-score
     group_advantage_coef: float = 1.0
-    eps: float = 1e-8
-    max_skipped_steps: int = 3  # non-finite steps in a row that stop the run
+    eps: Positive = 1e-8
+    max_skipped_steps: PositiveInt = 3  # non-finite steps in a row that stop the run
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    eval_every_n_updates: int = 5  # 0 = only before and after
-    eval_limit: int | None = 64  # first examples of the evaluation side
+    eval_every_n_updates: NonNegativeInt = 5  # 0 = only before and after
+    eval_limit: PositiveInt | None = 64  # first examples of the evaluation side
     run_before_train: bool = True
-    num_samples_per_prompt: int = 1  # above 1: that many samples, reported beside the greedy figures
-    temperature: float = 1.0  # of those samples
-    bootstrap_resamples: int = 2000  # for the 95 % intervals
+    num_samples_per_prompt: PositiveInt = 1  # above 1: that many samples, reported beside the greedy figures
+    temperature: NonNegative = 1.0  # of those samples
+    baseline_temperature: float | None = None  # also sample the starting policy at this one: what sharpening gives
+    bootstrap_resamples: PositiveInt = 2000  # for the 95 % intervals
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    output_dir: str = "outputs/run"
+    output_dir: OutputFolder = "outputs/run"
     jsonl_name: str = "train_log.jsonl"
     rollout_jsonl_name: str = "train_rollouts.jsonl"
     save_rollouts: bool = False
     eval_output_jsonl_name: str = "eval_outputs.jsonl"
     save_eval_outputs: bool = False
-    save_every_n_updates: int = 10  # 0 = only at the end
+    save_every_n_updates: NonNegativeInt = 10  # 0 = only at the end
     save_only_best: bool = False  # keep best/ and resume_latest/ only
     auto_resume: bool = True  # go on from the newest whole checkpoint of output_dir
-    resume_from_checkpoint: str | None = None  # go on from this folder
-    keep_last_n_checkpoints: int = 0  # 0 = all
+    resume_from_checkpoint: InputFolder = None  # go on from this folder
+    keep_last_n_checkpoints: NonNegativeInt = 0  # 0 = all
     tensorboard: bool = True
 
 
 @dataclass(frozen=True)
 class MiscConfig:
-    seed: int = 42
+    seed: Seed = 42
     device: str = "auto"  # auto, cpu, cuda, cuda:N or tpu
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the policy's and reference's weights
-    huggingface_cache_dir: str | None = None
-    huggingface_token: Secret = None
+    huggingface_cache_dir: OutputFolder | None = None
+    huggingface_token: Secret = field(default=None, repr=False)  # never written; the variable below is the better place
     huggingface_token_env: str = "HF_TOKEN"
-    compilation_cache_dir: str | None = None  # null = ~/.cache/jax_rl; programs compiled once load in later runs
+    compilation_cache_dir: OutputFolder | None = None  # of compiled programs; null = ~/.cache/jax_rl
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,198 @@
+"""Which values make sense together: one function a rule, each yielding `Problem`s that name the fix."""
+
+import re
+import string
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from jax_rl.config.problems import Problem
+from jax_rl.config.schema import Config
+
+PLACEHOLDERS = ("source_lang", "src_lang_code", "target_lang", "tgt_lang_code", "text")
+SEVERITIES = ("MINOR", "MAJOR", "CRITICAL")
+DEVICES = re.compile(r"auto|cpu|tpu|cuda(:\d+)?")
+REWARD_DEVICES = re.compile(r"cpu|cuda(:\d+)?")
+MODEL_DEVICE_KEYS = ("model.policy_gpu_ids", "model.reference_gpu_ids", "model.reference_device")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def check_values(cfg: Config) -> list[Problem]:
+    """Everything that is wrong with a config apart from missing files (`paths.find_missing`)."""
+    rules = (_sources, _template, _rewards, _judge, _device_names, _device_ids, _reward_devices, _variables, _log_names)
+    return [problem for rule in rules for problem in rule(cfg)]
+
+
+def explain_doubts(cfg: Config) -> list[str]:
+    """One line for each thing that is allowed and probably not meant."""
+    notices = []
+    absent = [name for name in SEVERITIES if name not in cfg.reward.severity_weights]
+    if absent:
+        notices.append(f"reward.severity_weights: no {', '.join(absent)}; such error spans weigh 0")
+    others = [name for name in cfg.reward.severity_weights if name not in SEVERITIES]
+    if others:
+        notices.append(f"reward.severity_weights: {', '.join(others)} never occurs; there are MINOR, MAJOR, CRITICAL")
+    taken = _accelerators(cfg)
+    for name in ("metricx", "xcomet"):
+        metric = getattr(cfg.reward, name)
+        if metric.enabled and metric.device == "cuda" and 0 in taken:
+            notices.append(f"reward.{name}.device: cuda is cuda:0, which model.*_gpu_ids take too; name a free one")
+    return notices
+
+
+def _sources(cfg: Config) -> Iterator[Problem]:
+    if not cfg.model.policy_name_or_path:
+        yield Problem(("model.policy_name_or_path",), "is not set; give the folder or hub name of the model to train")
+    data = cfg.data
+    if not (data.train_file or data.eval_file or data.hf_dataset_name):
+        every = ("data.train_file", "data.hf_dataset_name", "data.eval_file")
+        yield Problem(every, "there is no data; set data.train_file or data.hf_dataset_name")
+    if data.train_file and data.hf_dataset_name:
+        keys = ("data.train_file", "data.hf_dataset_name")
+        yield Problem(keys, "data.hf_dataset_name is set too; training rows come from one of them: drop the other")
+    if data.split_field and not (data.train_split or data.eval_split):
+        fields = ("data.split_field", "data.train_split", "data.eval_split")
+        yield Problem(fields, "needs data.train_split or data.eval_split, its values for the two sides")
+
+
+def _template(cfg: Config) -> Iterator[Problem]:
+    key = ("prompt.template",)
+    try:
+        parts = list(string.Formatter().parse(cfg.prompt.template))
+    except ValueError as error:
+        yield Problem(key, f"{error}; write a brace that is meant as text twice: {{{{ or }}}}")
+        return
+    named = [name for _, name, _, _ in parts if name is not None]
+    for name in dict.fromkeys(named):
+        if name not in PLACEHOLDERS:
+            known = ", ".join(f"{{{known}}}" for known in PLACEHOLDERS)
+            yield Problem(
+                key, f"{{{name}}} is not a placeholder; there are {known}, and a brace meant as text is written twice"
+            )
+    if any(spec or conversion for _, name, spec, conversion in parts if name in PLACEHOLDERS):
+        yield Problem(key, "a placeholder takes no format; write {text}, not {text:...} or {text!...}")
+    if "text" not in named:
+        yield Problem(key, "has no {text}; put it where the source text belongs")
+
+
+def _rewards(cfg: Config) -> Iterator[Problem]:
+    reward = cfg.reward
+    names = [name for name in ("metricx", "xcomet", "mqm", "chrf") if getattr(reward, name).enabled]
+    keys = tuple(f"reward.{name}.enabled" for name in ("metricx", "xcomet", "mqm", "chrf"))
+    if not names:
+        yield Problem(keys, "no reward is enabled; set at least one of metricx, xcomet, mqm, chrf to true")
+        return
+    weights = {
+        "metricx": reward.w_metricx,
+        "xcomet": reward.w_xcomet_seq * reward.xcomet_seq_scale,
+        "mqm": reward.w_mqm_seq * reward.mqm_seq_scale,
+        "chrf": reward.w_chrf,
+    }
+    has_spans = {"xcomet", "mqm"} & set(names) and any(reward.severity_weights.values())
+    if not has_spans and not any(weights[name] for name in names):
+        where = (f"reward.{names[0]}.enabled", *keys, "reward.severity_weights")
+        yield Problem(where, f"{', '.join(names)} weigh 0, so that nothing is rewarded; set its weight in reward")
+
+
+def _judge(cfg: Config) -> Iterator[Problem]:
+    mqm = cfg.reward.mqm
+    if not mqm.enabled:
+        return
+    if not mqm.base_url:
+        yield Problem(("reward.mqm.base_url",), "is not set, and reward.mqm is enabled; e.g. http://localhost:8000/v1")
+    else:
+        yield from _judge_url(mqm.base_url)
+    if not mqm.model_name:
+        yield Problem(("reward.mqm.model_name",), "is not set, and reward.mqm is enabled; give the served model's name")
+    if mqm.score_min >= mqm.score_max:
+        keys = ("reward.mqm.score_min", "reward.mqm.score_max")
+        yield Problem(keys, f"{mqm.score_min:g} must be below reward.mqm.score_max, which is {mqm.score_max:g}")
+
+
+def _judge_url(base_url: str) -> Iterator[Problem]:
+    key = ("reward.mqm.base_url",)
+    try:
+        url = urlsplit(base_url)
+    except ValueError as error:
+        yield Problem(key, f"is not an address: {error}")
+        return
+    if url.username or url.password:
+        yield Problem(key, "holds a user name or password; put a key in the variable that api_key_env names")
+    elif url.scheme not in ("http", "https") or not url.netloc:
+        yield Problem(key, f"{base_url!r} is not an address; it must start with http:// or https://")
+
+
+def _device_names(cfg: Config) -> Iterator[Problem]:
+    devices = [("misc.device", cfg.misc.device, DEVICES, "auto, cpu, cuda, cuda:N or tpu")]
+    if cfg.model.reference_device is not None:
+        devices.append(("model.reference_device", cfg.model.reference_device, DEVICES, "cpu, cuda, cuda:N or tpu"))
+    for name in ("metricx", "xcomet"):
+        device = getattr(cfg.reward, name).device
+        devices.append((f"reward.{name}.device", device, REWARD_DEVICES, "cpu, cuda or cuda:N"))
+    for key, device, pattern, right in devices:
+        if not pattern.fullmatch(device):
+            yield Problem((key,), f'"{device}" is not a device; it must be {right}')
+
+
+def _device_ids(cfg: Config) -> Iterator[Problem]:
+    model = cfg.model
+    for name in ("policy_gpu_ids", "reference_gpu_ids"):
+        ids = getattr(model, name)
+        twice = sorted({i for i in ids if ids.count(i) > 1})
+        if twice:
+            yield Problem((f"model.{name}",), f"{list(ids)} names {_ids(twice)} twice; name each device once")
+    if model.reference_gpu_ids and model.reference_device:
+        keys = ("model.reference_device", "model.reference_gpu_ids")
+        yield Problem(keys, f"{model.reference_device}, and model.reference_gpu_ids is set too; drop one of them")
+        return
+    key = "model.reference_gpu_ids" if model.reference_gpu_ids else "model.reference_device"
+    policy, reference = set(model.policy_gpu_ids), set(_reference_ids(cfg))
+    shared = sorted(policy & reference)
+    if shared and policy != reference:
+        text = f"{sorted(reference)} shares {_ids(shared)} with model.policy_gpu_ids {sorted(policy)}"
+        yield Problem((key, "model.policy_gpu_ids"), f"{text}; the two must be disjoint or equal")
+
+
+def _reward_devices(cfg: Config) -> Iterator[Problem]:
+    taken = _accelerators(cfg)
+    for name in ("metricx", "xcomet"):
+        metric = getattr(cfg.reward, name)
+        _, _, index = metric.device.partition(":")
+        if metric.enabled and index.isdigit() and int(index) in taken:
+            keys = (f"reward.{name}.device", *MODEL_DEVICE_KEYS)
+            text = f"{metric.device} is one of the policy's and reference's devices {sorted(taken)}"
+            yield Problem(keys, f"{text}; give the metric another, or take {index} out of model.*_gpu_ids")
+
+
+def _variables(cfg: Config) -> Iterator[Problem]:
+    variables = {"reward.mqm.api_key_env": cfg.reward.mqm.api_key_env}
+    variables["misc.huggingface_token_env"] = cfg.misc.huggingface_token_env
+    for key, name in variables.items():
+        if not VARIABLE.fullmatch(name):
+            # the value may be the key itself, put in the wrong place: not shown
+            yield Problem((key,), "is not the name of an environment variable (letters, digits, _); not the key itself")
+
+
+def _log_names(cfg: Config) -> Iterator[Problem]:
+    keys = ("jsonl_name", "rollout_jsonl_name", "eval_output_jsonl_name")
+    names = [getattr(cfg.logging, key) for key in keys]
+    for i, (key, name) in enumerate(zip(keys, names, strict=True)):
+        if not name or "/" in name or name in (".", ".."):
+            yield Problem((f"logging.{key}",), f'"{name}" is not a file name; the file lies in logging.output_dir')
+        elif name in names[:i]:
+            other = keys[names.index(name)]
+            yield Problem((f"logging.{key}", f"logging.{other}"), f"{name} is logging.{other} too; name another file")
+
+
+def _reference_ids(cfg: Config) -> tuple[int, ...]:
+    device = cfg.model.reference_device or ""
+    _, _, index = device.partition(":")
+    return cfg.model.reference_gpu_ids or ((int(index),) if index.isdigit() else ())
+
+
+def _accelerators(cfg: Config) -> set[int]:
+    """The GPUs that policy and reference take; none where they run on CPUs or TPUs."""
+    return set() if cfg.misc.device in ("cpu", "tpu") else {*cfg.model.policy_gpu_ids, *_reference_ids(cfg)}
+
+
+def _ids(ids: list[int]) -> str:
+    return ("device " if len(ids) == 1 else "devices ") + ", ".join(map(str, ids))

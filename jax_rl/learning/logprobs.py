@@ -1,0 +1,124 @@
+"""Logprobs and entropies of completion tokens, without ever holding the [B, T, V] logits.
+
+The walk goes over spans of T and keeps B whole, so that a batch sharded over devices stays where it is. Each span's
+logits are made, reduced and forgotten; the backward pass makes them again (a scan alone would keep them all).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+Params = Any  # a pytree of arrays
+Forward = Callable[..., tuple[Float[Array, "B L D"], Any]]  # (params, tokens, positions, remat=) -> (hidden, cache)
+Unembed = Callable[[Params], Float[Array, "V D"]]
+
+TOKENS_PER_CHUNK = 512  # 512 rows of a 262,144 vocabulary are 0.5 GiB of f32 logits
+
+
+def forward_logprobs(
+    forward: Forward,
+    unembed: Unembed,
+    params: Params,
+    tokens: Int[Array, "B L"],
+    positions: Int[Array, "B L"],
+    mask: Bool[Array, "B T"],
+    *,
+    remat: bool,
+) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
+    """Runs the model and returns (logp, entropy) [B, T] of the completion, the last T of the L = P + T columns.
+
+    A token is predicted by the column before it, so the first completion token by the prompt's last one, P - 1.
+    Both are 0 outside the mask. Positions count 0, 1, ... over a row's real tokens and are -1 on pads.
+    """
+    prompt_length = tokens.shape[1] - mask.shape[1]
+    if prompt_length < 1:
+        raise ValueError(f"a completion of {mask.shape[1]} columns leaves no prompt in {tokens.shape[1]}: need P >= 1")
+    hidden, _ = forward(params, tokens, positions, remat=remat)
+    logp, entropy = completion_logprobs(hidden[:, prompt_length - 1 : -1], unembed(params), tokens[:, prompt_length:])
+    return jnp.where(mask, logp, 0.0), jnp.where(mask, entropy, 0.0)
+
+
+def completion_logprobs(
+    hidden: Float[Array, "B T D"],
+    unembed: Float[Array, "V D"],
+    targets: Int[Array, "B T"],
+    tokens_per_chunk: int = TOKENS_PER_CHUNK,
+) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
+    """Natural-log probability of each target and entropy (nats) of its distribution, softmax(hidden @ unembed.T).
+
+    `hidden[i, t]` predicts `targets[i, t]`; temperature 1. Both results are differentiable in hidden and unembed.
+    At most max(tokens_per_chunk, B) rows of V logits exist at a time. Logits, softmax and the sums over chunks are f32
+    whatever the weights' dtype.
+    """
+    batch, length = targets.shape
+    span = min(max(tokens_per_chunk // batch, 1), length)
+    chunks = -(-length // span)
+
+    def split(x: Array) -> Array:  # [B, T, ...] -> [chunks, B, span, ...]
+        x = jnp.pad(x, [(0, 0), (0, chunks * span - length)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, chunks, span, *x.shape[2:]), 1, 0)
+
+    def join(x: Array) -> Array:  # [chunks, B, span] -> [B, T]
+        return jnp.moveaxis(x, 0, 1).reshape(batch, chunks * span)[:, :length]
+
+    logp, entropy = _scan_chunks(split(hidden), unembed, split(targets))
+    return join(logp), join(entropy)
+
+
+@jax.custom_vjp
+def _scan_chunks(hidden: Array, unembed: Array, targets: Array) -> tuple[Array, Array]:
+    """hidden [C, B, S, D], unembed [V, D], targets [C, B, S] -> logp, entropy [C, B, S]."""
+    return _scan_forward(hidden, unembed, targets)[0]
+
+
+def _logits(hidden: Array, unembed: Array) -> Array:
+    return jnp.einsum("bsd,vd->bsv", hidden, unembed, preferred_element_type=jnp.float32)
+
+
+def _is_target(logits: Array, targets: Array) -> Array:
+    # a comparison instead of a gather: it fuses, and a vocabulary sharded over devices needs no collecting
+    return jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
+
+
+def _scan_forward(hidden: Array, unembed: Array, targets: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    def chunk(_: None, inputs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array, Array]]:
+        hidden, targets = inputs
+        logits = _logits(hidden, unembed)
+        largest = jnp.max(logits, axis=-1)
+        shifted = logits - largest[..., None]
+        weights = jnp.exp(shifted)
+        total = jnp.sum(weights, axis=-1)
+        log_total = jnp.log(total)
+        logp = jnp.sum(jnp.where(_is_target(logits, targets), shifted, 0.0), axis=-1) - log_total
+        entropy = log_total - jnp.sum(weights * shifted, axis=-1) / total
+        return None, (logp, entropy, largest + log_total)
+
+    _, (logp, entropy, normalizer) = jax.lax.scan(chunk, None, (hidden, targets))
+    return (logp, entropy), (hidden, unembed, targets, entropy, normalizer)
+
+
+def _scan_backward(saved: tuple[Array, ...], gradients: tuple[Array, Array]) -> tuple[Array, Array, None]:
+    """With p = softmax(l): d logp / d l_j = [j is target] - p_j and d entropy / d l_j = -p_j (log p_j + entropy)."""
+    hidden, unembed, targets, entropy, normalizer = saved
+
+    def chunk(d_unembed: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
+        hidden, targets, entropy, normalizer, d_logp, d_entropy = inputs
+        logits = _logits(hidden, unembed)
+        log_p = logits - normalizer[..., None]
+        p = jnp.exp(log_p)
+        d_logits = d_logp[..., None] * (_is_target(logits, targets) - p)
+        d_logits -= d_entropy[..., None] * p * (log_p + entropy[..., None])
+        d_logits = d_logits.astype(unembed.dtype)  # bf16 weights: bf16 products, summed in f32
+        d_hidden = jnp.einsum("bsv,vd->bsd", d_logits, unembed, preferred_element_type=jnp.float32)
+        d_unembed += jnp.einsum("bsv,bsd->vd", d_logits, hidden, preferred_element_type=jnp.float32)
+        return d_unembed, d_hidden.astype(hidden.dtype)
+
+    zeros = jnp.zeros_like(unembed, dtype=jnp.float32)
+    d_unembed, d_hidden = jax.lax.scan(chunk, zeros, (hidden, targets, entropy, normalizer, *gradients))
+    return d_hidden, d_unembed.astype(unembed.dtype), None
+
+
+_scan_chunks.defvjp(_scan_forward, _scan_backward)

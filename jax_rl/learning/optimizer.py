@@ -1,0 +1,112 @@
+"""AdamW whose arithmetic is f32 whatever the weights' dtype, and the state that a step changes.
+
+With a learning rate of 1e-6 an update is a hundredth of the distance between two bf16 neighbours and would round to
+nothing. So each bf16 weight keeps beside it the 16 bits that rounding took from its f32 value: weight and rest together
+are an exact f32 master copy, at 2 bytes a weight instead of 4.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, BFloat16, Float32, Int16, Int32
+
+from jax_rl.config.schema import RLConfig
+
+Params = Any  # a pytree of f32 or bf16 arrays
+
+UNDECAYED = ("norm", "bias", "a_log")  # parts of names: layers are stacked, so a norm's scale need not be 1-D
+
+
+class OptimizerState(NamedTuple):
+    optax: optax.OptState  # moments, f32
+    low_bits: Params  # int16 for each bf16 weight, None for each f32 weight
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW behind a clip of the gradient's global norm."""
+
+    transform: optax.GradientTransformation
+
+    def init(self, params: Params) -> OptimizerState:
+        """Zero moments in f32 (optax would take the weights' dtype), placed like the weights."""
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), params)
+        return OptimizerState(self.transform.init(zeros), jax.tree.map(_no_low_bits, params))
+
+    def apply(self, gradients: Params, state: OptimizerState, params: Params) -> tuple[Params, OptimizerState]:
+        """One update from f32 gradients; returns the new weights in their own dtypes."""
+        master = jax.tree.map(_to_master, params, state.low_bits)
+        updates, moments = self.transform.update(gradients, state.optax, master)
+        master = optax.apply_updates(master, updates)
+        leaves, structure = jax.tree.flatten(master)
+        pairs = [_from_master(new, old.dtype) for new, old in zip(leaves, jax.tree.leaves(params), strict=True)]
+        new_params, low_bits = (jax.tree.unflatten(structure, part) for part in zip(*pairs, strict=True))
+        return new_params, OptimizerState(moments, low_bits)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that training changes. A plain pytree: `step` counts optimizer steps that were applied."""
+
+    params: Params
+    opt_state: OptimizerState
+    step: Int32[Array, ""]
+    skipped_in_row: Int32[Array, ""]  # non-finite steps since the last good one
+    skipped_total: Int32[Array, ""]
+
+
+def make_optimizer(rl: RLConfig) -> Optimizer:
+    """optax: clip_by_global_norm(max_grad_norm), then adamw(lr, weight_decay) with its default betas and eps.
+
+    Weight decay leaves out vectors and everything with norm, bias or A_log in its name.
+    """
+    clip = optax.clip_by_global_norm(rl.max_grad_norm)
+    return Optimizer(optax.chain(clip, optax.adamw(rl.lr, weight_decay=rl.weight_decay, mask=_decay_mask)))
+
+
+def init_train_state(params: Params, optimizer: Optimizer) -> TrainState:
+    """A state at step 0. It takes the weights over: the update step donates them, so nobody else may hold them."""
+    unknown = {str(p.dtype) for p in jax.tree.leaves(params)} - {"float32", "bfloat16"}
+    if unknown:
+        raise TypeError(f"weights are {', '.join(sorted(unknown))}: only float32 and bfloat16 can be trained")
+    counters = (jnp.zeros((), jnp.int32) for _ in range(3))  # three buffers: one cannot be donated twice
+    return TrainState(params, optimizer.init(params), *counters)
+
+
+def _decay_mask(params: Params) -> Params:
+    def decays(path: tuple[Any, ...], leaf: Array) -> bool:
+        name = jax.tree_util.keystr(path).lower()
+        return leaf.ndim >= 2 and not any(part in name for part in UNDECAYED)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _no_low_bits(weight: Array) -> Array | None:
+    return None if weight.dtype == jnp.float32 else jnp.zeros_like(weight, dtype=jnp.int16)
+
+
+def _to_master(weight: Array, low_bits: Array | None) -> Array:
+    return weight if low_bits is None else join_bits(weight, low_bits)
+
+
+def _from_master(master: Array, dtype: jnp.dtype) -> tuple[Array, Array | None]:
+    return (master, None) if dtype == jnp.float32 else split_bits(master)
+
+
+def split_bits(master: Float32[Array, "*s"]) -> tuple[BFloat16[Array, "*s"], Int16[Array, "*s"]]:
+    """The nearest bf16 (ties away from zero) and the rest of the f32's bit pattern, -2^15 ... 2^15 - 1."""
+    bits = jax.lax.bitcast_convert_type(master, jnp.uint32)
+    high = (bits + 0x8000) >> 16
+    low = jax.lax.bitcast_convert_type(bits - (high << 16), jnp.int32)
+    return jax.lax.bitcast_convert_type(high.astype(jnp.uint16), jnp.bfloat16), low.astype(jnp.int16)
+
+
+def join_bits(weight: BFloat16[Array, "*s"], low_bits: Int16[Array, "*s"]) -> Float32[Array, "*s"]:
+    """The exact f32 that `split_bits` took apart."""
+    high = jax.lax.bitcast_convert_type(weight, jnp.uint16).astype(jnp.uint32) << 16
+    low = jax.lax.bitcast_convert_type(low_bits.astype(jnp.int32), jnp.uint32)
+    return jax.lax.bitcast_convert_type(high + low, jnp.float32)

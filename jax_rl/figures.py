@@ -1,0 +1,75 @@
+"""Numbers and rows for the logs: one completion, one update."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from jax_rl.credit import Credit
+from jax_rl.rewards.scoring import CompletionScores
+from jax_rl.rewards.types import Missing, Scored
+from jax_rl.rollout.collect import Rollout, RolloutBatch
+
+SEVERITIES = ("minor", "major", "critical")
+Value = float | None
+
+
+def completion_figures(rollout: Rollout, scores: CompletionScores, metricx_offset: float) -> dict[str, Value]:
+    """One completion in numbers: raw metric values (None where missing), spans by severity, length."""
+    values = {name: s.value if isinstance(s, Scored) else None for name, s in scores.scores.items()}
+    metricx = values.get("metricx")
+    unscored = isinstance(scores.sequence_reward, Missing)
+    severities = [span.severity.lower() for span in scores.spans]
+    return {
+        "reward": None if unscored else scores.sequence_reward,
+        "metricx_score": metricx,
+        "metricx_reward": None if metricx is None else metricx_offset - metricx,
+        "xcomet_score": values.get("xcomet"),
+        "mqm_score": values.get("mqm"),
+        "chrf": values.get("chrf"),
+        "spans": None if unscored else float(len(severities)),
+        **{f"span_{name}": None if unscored else float(severities.count(name)) for name in SEVERITIES},
+        "completion_len": float(len(rollout.completion_token_ids)),
+        "truncated": float(rollout.finish_reason == "length"),
+    }
+
+
+def output_row(batch: RolloutBatch, row: int, scores: CompletionScores) -> dict:
+    """One completion as `train_rollouts.jsonl` and `eval_outputs.jsonl` keep it."""
+    rollout, example = batch.rollouts[row], batch.prompts[row].example
+    return {
+        "example_id": rollout.example_id,
+        "src_text": example.src_text,
+        "ref_text": example.ref_text,
+        "completion_text": rollout.completion_text,
+        "finish_reason": rollout.finish_reason,
+        "scores": {n: s.value if isinstance(s, Scored) else None for n, s in scores.scores.items()},
+        "missing": {n: s.reason for n, s in scores.scores.items() if isinstance(s, Missing)},
+        "sequence_reward": None if isinstance(scores.sequence_reward, Missing) else scores.sequence_reward,
+        "spans": [vars(span) for span in scores.spans],
+    }
+
+
+def mean_and_std(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Mean and population standard deviation of what is there; None where nothing is."""
+    present = [v for v in values if v is not None]
+    return (float(np.mean(present)), float(np.std(present))) if present else (None, None)
+
+
+def update_figures(
+    batch: RolloutBatch, scores: Sequence[CompletionScores], credit: Credit, metricx_offset: float
+) -> dict[str, Value]:
+    """What an update's completions look like: the part of a `train` row that does not come from learning."""
+    rows = [completion_figures(r, s, metricx_offset) for r, s in zip(batch.rollouts, scores, strict=True)]
+    means = {name: mean_and_std(row[name] for row in rows) for name in rows[0]}
+    token_rewards = credit.token_rewards[batch.mask & credit.scored[:, None]]
+    token_mean, token_std = mean_and_std(token_rewards.tolist())
+    figures: dict[str, Value] = {"rollout_avg_completion_len": means["completion_len"][0]}
+    for name in ("reward", "metricx_score", "metricx_reward", "xcomet_score", "mqm_score", "chrf"):
+        figures[f"{name}_mean"], figures[f"{name}_std"] = means[name]
+    return figures | {
+        "token_rewards_mean": token_mean,
+        "token_rewards_std": token_std,
+        "token_rewards_non_zero_ratio": float(np.mean(token_rewards != 0)) if token_rewards.size else None,
+        **{f"span_{severity}_mean": means[f"span_{severity}"][0] for severity in SEVERITIES},
+        "truncated_fraction": means["truncated"][0],
+    }

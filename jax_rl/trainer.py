@@ -1,0 +1,222 @@
+"""The loop: prompts -> rollout -> score -> advantages -> update -> log -> save."""
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from jax_rl.checkpoints import Checkpoints, restore
+from jax_rl.config import Config, dump_config
+from jax_rl.evaluate import EvalReport, evaluate, summarize
+from jax_rl.experience import Experience, RunStopped, collect_experience
+from jax_rl.learning.optimizer import Optimizer, TrainState, init_train_state, make_optimizer
+from jax_rl.learning.update import UpdatePrograms, make_programs, run_update
+from jax_rl.models.hf_checkpoint import save_model
+from jax_rl.runlog.run_log import RunLog
+from jax_rl.runlog.timing import PhaseClock
+from jax_rl.setup import Run, open_run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a run is, besides its arrays: what `meta.json` of a checkpoint holds."""
+
+    update: int = 0
+    best_score: float | None = None
+    best_update: int | None = None
+    baseline: EvalReport | None = None  # of update 0
+    latest: EvalReport | None = None
+    latest_update: int | None = None
+
+    def to_meta(self, cfg: Config) -> dict:
+        return {
+            "update": self.update,
+            "data_position": {"next_update": self.update + 1, "prompts_drawn": self.update * cfg.rl.batch_size},
+            "config": config_dict(cfg),
+            "best_score": self.best_score,
+            "best_update": self.best_update,
+            "baseline": self.baseline and self.baseline.to_json(),
+            "latest": self.latest and self.latest.to_json(),
+            "latest_update": self.latest_update,
+        }
+
+    @classmethod
+    def from_meta(cls, meta: dict) -> "Progress":
+        reports = {name: meta[name] and EvalReport.from_json(meta[name]) for name in ("baseline", "latest")}
+        plain = {name: meta[name] for name in ("update", "best_score", "best_update", "latest_update")}
+        return cls(**plain, **reports)
+
+
+def train(cfg: Config) -> None:
+    """Trains until `rl.updates`, from the newest checkpoint if there is one. SIGTERM saves and ends the run early.
+
+    Raises:
+        UserError: the inputs are not what they must be; nothing was written over.
+        RunStopped: the run cannot go on; its state is saved.
+    """
+    with open_run(cfg) as run, _stop_on_sigterm() as stop:
+        optimizer = make_optimizer(cfg.rl)
+        programs = make_programs(run.model.forward, run.model.unembed, optimizer, cfg.rl, cfg.generation.max_new_tokens)
+        checkpoints = Checkpoints(run.output_dir, cfg.logging.keep_last_n_checkpoints, cfg.logging.save_only_best)
+        state, progress, resumed = start(run, optimizer, checkpoints)
+        (run.output_dir / "resolved_config.yaml").write_text(dump_config(cfg))
+        with RunLog(run.output_dir, cfg, resume_update=progress.update if resumed else None) as run_log:
+            if progress.baseline is None and cfg.eval.run_before_train:
+                _evaluate(run, state, progress, run_log)
+            while progress.update < cfg.rl.updates:
+                state = _one_update(run, state, progress, programs, checkpoints, run_log)
+                last = progress.update == cfg.rl.updates
+                if last or _is_due(progress.update, cfg.eval.eval_every_n_updates):
+                    _evaluate(run, state, progress, run_log)
+                if last or stop.requested or _is_due(progress.update, cfg.logging.save_every_n_updates):
+                    checkpoints.save(state, progress.to_meta(cfg))
+                if stop.requested and not last:
+                    log.warning("SIGTERM: saved after update %d; the same command goes on from there", progress.update)
+                    return
+            save_model(run.output_dir / "final", run.model, state.params, source=run.policy_folder)
+            run_log.finish(progress.baseline, progress.latest)
+
+
+def start(run: Run, optimizer: Optimizer, checkpoints: Checkpoints) -> tuple[TrainState, Progress, bool]:
+    """The state to go on from: a named checkpoint's, the newest one's, or the supervised model's."""
+    cfg = run.cfg.logging
+    path = Path(cfg.resume_from_checkpoint) if cfg.resume_from_checkpoint else None
+    if path is None and cfg.auto_resume:
+        path = checkpoints.newest()
+    state = init_train_state(run.load_policy(), optimizer)
+    if path is None:
+        return state, Progress(), False
+    state, meta = restore(path, state)
+    changed = changed_keys(meta["config"], config_dict(run.cfg))
+    if changed:
+        log.warning("resuming %s with other settings than it was saved with: %s", path, "; ".join(changed))
+    log.info("resumed %s at update %d", path, meta["update"])
+    return state, Progress.from_meta(meta), True
+
+
+def _one_update(
+    run: Run,
+    state: TrainState,
+    progress: Progress,
+    programs: UpdatePrograms,
+    checkpoints: Checkpoints,
+    run_log: RunLog,
+) -> TrainState:
+    cfg, update, clock = run.cfg, progress.update + 1, PhaseClock()
+    try:
+        experience = collect_experience(run, state.params, programs, update, clock)
+    except (Exception, KeyboardInterrupt):  # whatever it is: collecting changes no state, so the state can be saved
+        checkpoints.save(state, progress.to_meta(cfg))
+        raise
+    with clock.phase("update"):
+        state, stats = run_update(state, experience.update_batch(), programs, cfg.rl)
+    progress.update = update
+    run_log.train(update, _train_row(experience, stats, clock, cfg))
+    if cfg.logging.save_rollouts:
+        run_log.rollouts(experience.output_rows(update))
+    if int(state.skipped_in_row) >= cfg.rl.max_skipped_steps:
+        checkpoints.save(state, progress.to_meta(cfg))
+        raise RunStopped(
+            f"{int(state.skipped_in_row)} optimizer steps in a row had a loss or gradient that is not finite "
+            f"(rl.max_skipped_steps {cfg.rl.max_skipped_steps}); the state is saved as of update {update}"
+        )
+    return state
+
+
+def _train_row(experience: Experience, stats: dict[str, float], clock: PhaseClock, cfg: Config) -> dict:
+    tokens = float(experience.batch.mask.sum())
+    return {
+        **experience.figures(cfg.reward.metricx.offset),
+        **stats,
+        "learning_rate": cfg.rl.lr,
+        **clock.seconds(),
+        "rollout_tokens_per_second": tokens / clock.of("rollout"),
+        "update_tokens_per_second": tokens / clock.of("update"),
+    }
+
+
+def _evaluate(run: Run, state: TrainState, progress: Progress, run_log: RunLog) -> None:
+    """Evaluates, logs, and keeps the best model. A baseline of update 0 is what later reports are compared with."""
+    if not run.eval_prompts:
+        return
+    cfg, first = run.cfg, progress.update == 0
+    clock = PhaseClock()
+    with clock.phase("eval"):
+        report = evaluate(
+            run.engine,
+            state.params,
+            run.tokenizer,
+            run.eval_prompts,
+            run.scorer,
+            cfg,
+            with_baseline_temperature=first,
+        )
+    row = summarize(report, progress.baseline, cfg)
+    run_log.evaluation(progress.update, row | {"seconds_eval": clock.of("eval")})
+    if cfg.logging.save_eval_outputs:
+        run_log.eval_outputs([{"update": progress.update, **output} for output in report.outputs])
+    if first:
+        progress.baseline = report
+    progress.latest, progress.latest_update = report, progress.update
+    score = row["model_select_score"]
+    if not first and score is not None and (progress.best_score is None or score > progress.best_score):
+        progress.best_score, progress.best_update = score, progress.update
+        save_model(run.output_dir / "best", run.model, state.params, source=run.policy_folder)
+
+
+def evaluate_only(cfg: Config) -> None:
+    """Evaluates the policy, or the checkpoint that a run would resume, and changes nothing else."""
+    with open_run(cfg, training=False) as run:
+        optimizer = make_optimizer(cfg.rl)
+        checkpoints = Checkpoints(run.output_dir)
+        state, progress, _ = start(run, optimizer, checkpoints)
+        report = evaluate(run.engine, state.params, run.tokenizer, run.eval_prompts, run.scorer, cfg)
+        row = summarize(report, progress.baseline, cfg)
+        print(yaml.safe_dump({"update": progress.update, **row}, sort_keys=False, allow_unicode=True))
+
+
+def config_dict(cfg: Config) -> dict:
+    """The config as plain data, without secrets."""
+    return yaml.safe_load(dump_config(cfg))
+
+
+def changed_keys(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """`section.key: old -> new` for every leaf that differs."""
+    changes = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes += changed_keys(before, after, f"{prefix}{key}.")
+        elif before != after:
+            changes.append(f"{prefix}{key}: {before!r} -> {after!r}")
+    return changes
+
+
+def _is_due(update: int, every: int) -> bool:
+    return every > 0 and update % every == 0
+
+
+@dataclass
+class _Stop:
+    requested: bool = False
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[_Stop]:
+    """Turns SIGTERM (Slurm's and Kubernetes' notice) into a flag that is read between updates."""
+    stop = _Stop()
+
+    def request(signum, frame) -> None:
+        stop.requested = True
+
+    before = signal.signal(signal.SIGTERM, request)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)

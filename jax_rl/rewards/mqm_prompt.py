@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from jax_rl.errors import UserError
+
 Messages = list[dict[str, str]]
 
 _PLACEHOLDERS = ("source_lang", "target_lang", "source_seg", "target_seg", "reference_seg")
@@ -32,7 +34,7 @@ _TRANSLATION_BLOCK = "{target_lang} translation:\n```{target_seg}```"
 _REFERENCE_BLOCK = "{target_lang} reference:\n```{reference_seg}```\n"
 
 
-class PromptError(ValueError):
+class PromptError(UserError):
     """The judge's prompt cannot be had, or is not one."""
 
 

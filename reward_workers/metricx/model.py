@@ -14,6 +14,7 @@ from transformers.models.mt5.modeling_mt5 import MT5PreTrainedModel, MT5Stack
 
 SCORE_TOKEN_ID = 250089  # <extra_id_10> of mT5; a checkpoint with another vocabulary says `metricx_token_id`
 MIN_SCORE, MAX_SCORE = 0.0, 25.0  # MQM error points: 0 is perfect
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _TIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 _TRANSFORMERS_5 = int(transformers.__version__.split(".")[0]) >= 5
@@ -23,7 +24,7 @@ class MetricXRegression(MT5PreTrainedModel):
     """`forward` gives the raw score of each row; `score_ids` the one that MetricX reports."""
 
     _tied_weights_keys = dict.fromkeys(_TIED, "shared.weight") if _TRANSFORMERS_5 else list(_TIED)
-    _keys_to_ignore_on_load_unexpected = ["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"]
+    _keys_to_ignore_on_load_unexpected = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 
     def __init__(self, config: MT5Config):
         super().__init__(config)
@@ -42,8 +43,7 @@ class MetricXRegression(MT5PreTrainedModel):
         self.decoder.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> None:
-        """None: the head is not tied. transformers 5 sets `tie_word_embeddings` for every mT5, whatever its file says."""
-        return None
+        """None: the head is not tied, though transformers 5 sets tie_word_embeddings for every mT5."""
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """[B, L] token ids and their mask (1 = a token) -> encoder states [B, L, D]."""

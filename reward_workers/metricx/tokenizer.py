@@ -1,10 +1,9 @@
 """MetricX's input text and its tokens.
 
-Native SentencePiece, as mT5 was trained: the fast tokenizer of transformers has no byte fallback (rare characters become
-<unk>). The end token that mT5 adds is left out, as Google's own predict script removes it.
+Native SentencePiece, as mT5 was trained: the fast tokenizer of transformers has no byte fallback (rare characters
+become <unk>). The end token that mT5 adds is left out, as Google's own predict script removes it.
 """
 
-import bisect
 import os
 
 import sentencepiece
@@ -22,15 +21,6 @@ class MetricXTokenizer:
     def encode(self, src: str, mt: str, ref: str | None) -> list[int]:
         """Token ids of the model's input, without the end token."""
         return self.pieces.encode(input_text(src, mt, ref))
-
-    def encode_shortened(self, src: str, mt: str, ref: str | None, limit: int) -> list[int] | None:
-        """As `encode`, with the end of the *source* cut so that at most `limit` tokens remain.
-
-        The candidate, which is what is judged, stays whole. None when not one character of the source fits beside it.
-        """
-        lengths = range(1, len(src) + 1)
-        kept = bisect.bisect_right(lengths, limit, key=lambda length: len(self.encode(src[:length], mt, ref)))
-        return self.encode(src[:kept], mt, ref) if kept else None
 
 
 def input_text(src: str, mt: str, ref: str | None) -> str:

@@ -1,0 +1,37 @@
+"""MetricX-24: an error score in 0..25, 0 is perfect."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from jax_rl.config.schema import MetricXConfig
+from jax_rl.rewards.worker_metric import WorkerMetric
+
+WORST = 25.0
+
+
+class MetricXMetric(WorkerMetric):
+    """Starts the worker at once. `environment` is added to the worker's, e.g. HF_TOKEN or HF_HOME."""
+
+    def __init__(
+        self, cfg: MetricXConfig, max_restarts: int, log_dir: Path, environment: Mapping[str, str] | None = None
+    ):
+        super().__init__(
+            "metricx",
+            options={
+                "model_name": cfg.model_name,
+                "tokenizer_name": cfg.tokenizer_name,
+                "dtype": cfg.dtype,
+                "batch_size": cfg.batch_size,
+                "max_input_length": cfg.max_input_length,
+                "overflow_policy": cfg.overflow_policy,
+            },
+            device=cfg.device,
+            use_reference=cfg.use_reference,
+            worst=WORST,
+            python_executable=cfg.python_executable,
+            startup_seconds=cfg.startup_timeout_sec,
+            request_seconds=cfg.subprocess_timeout_sec,
+            max_restarts=max_restarts,
+            log_dir=log_dir,
+            environment=environment or {},
+        )

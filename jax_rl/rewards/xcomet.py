@@ -1,0 +1,35 @@
+"""XCOMET: a score, 1 is perfect, and error spans."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from jax_rl.config.schema import XCometConfig
+from jax_rl.rewards.worker_metric import WorkerMetric
+
+WORST = 0.0
+
+
+class XCometMetric(WorkerMetric):
+    """Starts the worker at once. `environment` is added to the worker's, e.g. HF_TOKEN or HF_HOME."""
+
+    def __init__(
+        self, cfg: XCometConfig, max_restarts: int, log_dir: Path, environment: Mapping[str, str] | None = None
+    ):
+        super().__init__(
+            "xcomet",
+            options={
+                "model_name": cfg.model_name,
+                "encoder_name": cfg.encoder_name,
+                "batch_size": cfg.batch_size,
+                "overflow_policy": cfg.overflow_policy,
+            },
+            device=cfg.device,
+            use_reference=cfg.use_reference,
+            worst=WORST,
+            python_executable=cfg.python_executable,
+            startup_seconds=cfg.startup_timeout_sec,
+            request_seconds=cfg.subprocess_timeout_sec,
+            max_restarts=max_restarts,
+            log_dir=log_dir,
+            environment=environment or {},
+        )

@@ -1,0 +1,141 @@
+"""Checkpoints appear whole or not at all, and what comes back is what went in."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_rl.checkpoints import CheckpointError, Checkpoints, is_checkpoint, read_meta, restore
+
+
+def state(value: float) -> dict:
+    return {
+        "params": {"w": jnp.full((64, 8), value, jnp.bfloat16), "blocks": {"0": jnp.arange(6.0) * value}},
+        "step": jnp.int32(value),
+    }
+
+
+def zeros():
+    return jax.tree.map(jnp.zeros_like, state(1))
+
+
+def test_what_is_restored_is_what_was_saved(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(3), {"update": 7, "note": "한국어"})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-7", "resume_latest"]
+    for name in ("checkpoint-7", "resume_latest"):
+        restored, meta = restore(tmp_path / name, zeros())
+        jax.tree.map(np.testing.assert_array_equal, restored, state(3))
+        assert jax.tree.map(lambda a: a.dtype, restored) == jax.tree.map(lambda a: a.dtype, state(3))
+        assert meta["update"] == 7 and meta["note"] == "한국어"
+
+
+def test_numbered_checkpoint_shares_its_bytes_with_resume_latest(tmp_path):
+    Checkpoints(tmp_path).save(state(1), {"update": 1})
+    files = {name: {p.stat().st_ino for p in (tmp_path / name).rglob("*") if p.is_file()} for name in os.listdir(tmp_path)}
+    assert files["checkpoint-1"] == files["resume_latest"]
+
+
+def test_a_later_save_leaves_earlier_checkpoints_as_they_were(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1), {"update": 1})
+    checkpoints.save(state(2), {"update": 2})
+    assert checkpoints.newest() in (tmp_path / "resume_latest", tmp_path / "checkpoint-2")
+    restored, _ = restore(tmp_path / "checkpoint-1", zeros())
+    jax.tree.map(np.testing.assert_array_equal, restored, state(1))
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({}, ["checkpoint-1", "checkpoint-2", "checkpoint-10", "resume_latest"]),
+        ({"keep_last": 2}, ["checkpoint-2", "checkpoint-10", "resume_latest"]),
+        ({"resume_only": True}, ["resume_latest"]),
+    ],
+)
+def test_what_is_kept(tmp_path, options, left):
+    checkpoints = Checkpoints(tmp_path, **options)
+    for update in (1, 2, 10):
+        checkpoints.save(state(update), {"update": update})
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(left)
+    assert read_meta(checkpoints.newest())["update"] == 10
+
+
+def test_newest_counts_updates_not_names_and_ignores_torn_folders(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for update in (9, 10):
+        checkpoints.save(state(update), {"update": update})
+    torn = tmp_path / "checkpoint-11"
+    torn.mkdir()
+    (torn / "state").mkdir()
+    (tmp_path / "resume_latest" / "meta.json").unlink()
+    assert checkpoints.newest() == tmp_path / "checkpoint-10"
+
+
+@pytest.mark.parametrize("options", ["", "resume_only=True"])
+def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path, options):
+    """A child saves without end and is killed at a random moment, many times over: no start may find a torn one."""
+    child = textwrap.dedent(
+        f"""
+        import sys
+        import jax.numpy as jnp
+        from jax_rl.checkpoints import Checkpoints, read_meta, restore
+        checkpoints = Checkpoints({str(tmp_path)!r}, {options})
+        newest = checkpoints.newest()
+        update = 0
+        if newest is not None:
+            like = {{"w": jnp.zeros(1000), "update": jnp.int32(0)}}
+            restored, meta = restore(newest, like)
+            update = meta["update"]
+            assert int(restored["update"]) == update and float(restored["w"][0]) == update, "torn"
+        print("started", update, flush=True)
+        while True:
+            update += 1
+            checkpoints.save({{"w": jnp.full(1000, float(update)), "update": jnp.int32(update)}}, {{"update": update}})
+            print("saved", update, flush=True)
+        """
+    )
+    rng = np.random.default_rng(0)
+    promised = 0
+    for _ in range(4):
+        with subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            started = process.stdout.readline().split()
+            assert started and started[0] == "started"
+            assert int(started[1]) >= promised, "a save that was reported is gone"
+            for _ in range(3):
+                promised = int(process.stdout.readline().split()[1])
+            time.sleep(rng.uniform(0, 0.05))  # a moment inside the next save
+            process.kill()
+            for line in process.stdout.read().splitlines():
+                if line.startswith("saved"):
+                    promised = int(line.split()[1])
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere is not a checkpoint: it does not exist"):
+        restore(tmp_path / "nowhere", zeros())
+    with pytest.raises(CheckpointError, match="is not a checkpoint: it has no meta.json"):
+        restore(tmp_path, zeros())
+    assert not is_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    Checkpoints(tmp_path).save(state(1), {"update": 1})
+    other = {"params": {"w": jnp.zeros((4, 4))}, "step": jnp.int32(0)}
+    with pytest.raises(CheckpointError, match="does not fit this model"):
+        restore(tmp_path / "checkpoint-1", other)
+
+
+def test_broken_meta_is_an_error_that_names_the_file(tmp_path):
+    Checkpoints(tmp_path).save(state(1), {"update": 1})
+    (tmp_path / "checkpoint-1" / "meta.json").write_text(json.dumps({"update": 1})[:-3])
+    with pytest.raises(CheckpointError, match="meta.json cannot be read"):
+        read_meta(tmp_path / "checkpoint-1")

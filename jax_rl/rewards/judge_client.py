@@ -74,14 +74,13 @@ class ChatClient:
 
     async def ask(self, messages: Messages) -> ChatAnswer:
         """One answer. Waits and asks again on 408, 429, 5xx, time-outs and broken connections; raises JudgeError."""
+        arguments = {**self._arguments, "messages": messages}
         attempt = 0
         while True:
             try:
                 # the client's own limit is per read: a server that trickles would hold a request for ever
                 async with asyncio.timeout(self._timeout_sec):
-                    raw = await self._client.chat.completions.with_raw_response.create(
-                        messages=messages, **self._arguments
-                    )
+                    raw = await self._client.chat.completions.with_raw_response.create(**arguments)
                 return self._read(raw.text)
             except self._openai.APIStatusError as error:
                 status = error.status_code

@@ -1,6 +1,6 @@
 """From error spans over characters to one reward per token."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from jax_rl.rewards.types import ErrorSpan
@@ -8,7 +8,7 @@ from jax_rl.rewards.types import ErrorSpan
 OverlapPolicy = Literal["any_overlap", "majority_overlap"]
 CombinePolicy = Literal["sum", "min", "max"]
 
-_COMBINE = {"sum": sum, "min": min, "max": max}
+_COMBINE: dict[str, Callable[[list[float]], float]] = {"sum": sum, "min": min, "max": max}
 
 
 def spans_to_token_rewards(

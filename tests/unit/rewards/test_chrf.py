@@ -32,7 +32,12 @@ def score(mt: str, ref: str | None):
 
 @pytest.mark.parametrize(
     ("mt", "ref"),
-    [("the cat sat", "the cat sat"), ("a cat sits there", "the cat sat"), ("xyz", "the cat"), ("번역 결과", "번역한 결과입니다")],
+    [
+        ("the cat sat", "the cat sat"),
+        ("a cat sits there", "the cat sat"),
+        ("xyz", "the cat"),
+        ("번역 결과", "번역한 결과입니다"),
+    ],
 )
 def test_agrees_with_the_formula(mt, ref):
     assert score(mt, ref).value == pytest.approx(chrf2(mt, ref), abs=1e-9)

@@ -23,8 +23,13 @@ def translation(mt: str, **changes: str | None) -> Translation:
     return replace(Translation("Hello", mt, None, "English", "German"), **changes)
 
 
+@pytest.fixture(scope="module")
+def gemba_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("gemba")
+
+
 @pytest.fixture
-def open_judge(chat_server, tmp_path):
+def open_judge(chat_server, tmp_path, gemba_cache):
     """Builds judges of `chat_server`, with a plain prompt and short pauses, and closes them."""
     judges = []
 
@@ -38,7 +43,7 @@ def open_judge(chat_server, tmp_path):
             prompt_file=str(tmp_path / "prompt.json"),
             timeout_sec=5.0,
         )
-        judges.append(MQMJudge(replace(cfg, **changes), tmp_path, first_backoff_sec=0.01))
+        judges.append(MQMJudge(replace(cfg, **changes), gemba_cache, first_backoff_sec=0.01))
         return judges[-1]
 
     yield build
@@ -53,7 +58,8 @@ def test_an_answer_becomes_a_score_and_spans(chat_server, reply, open_judge):
 
 
 def test_what_the_server_is_asked(chat_server, open_judge):
-    judge = open_judge(temperature=0.5, top_p=0.9, max_tokens=77, stop=("END",), chat_template_kwargs={"think": False})
+    sampling = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 77, "stop": ("END",)}
+    judge = open_judge(**sampling, chat_template_kwargs={"think": False})
     judge.score([translation("Hallo {source_seg}")])
     assert chat_server.requests == [
         {
@@ -107,7 +113,7 @@ def test_clipping_and_the_unit_interval(chat_server, reply, open_judge):
     assert [s.value for s in open_judge(scale_to_unit_interval=True).score(batch)] == [0.6, 0.0]
 
 
-def test_no_reference_is_missing(chat_server, open_judge, tmp_path):
+def test_no_reference_is_missing(chat_server, open_judge):
     judge = open_judge(prompt_file=None, use_reference=True)
     (score,) = judge.score([translation("Hallo")])
     assert isinstance(score, Missing) and "no reference" in score.reason
@@ -132,7 +138,9 @@ def test_an_answer_without_a_verdict_is_missing(chat_server, reply, open_judge, 
     assert len(chat_server.requests) == 1
 
 
-@pytest.mark.parametrize("fault", ["408", "429", "500", "503", "drop at once", "drop in the body", "too slow", "trickle"])
+@pytest.mark.parametrize(
+    "fault", ["408", "429", "500", "503", "drop at once", "drop in the body", "too slow", "trickle"]
+)
 def test_faults_that_pass_are_retried(chat_server, reply, open_judge, fault):
     fine = reply.chat(NO_ERROR)
     faults = {
@@ -172,13 +180,27 @@ def test_a_refusal_is_not_retried(chat_server, reply, open_judge, status):
     assert len(chat_server.requests) == 1
 
 
-@pytest.mark.parametrize("body", ["", "{", "<html>login</html>", "[]", "{}", '{"choices": []}', '{"choices": [{}]}',
-                                  '{"choices": [{"message": null}]}', '{"choices": [{"message": {"content": 5}}]}'])  # fmt: skip
+NO_COMPLETIONS = [
+    "",
+    "{",
+    "<html>login</html>",
+    "[]",
+    "{}",
+    '{"choices": []}',
+    '{"choices": [{}]}',
+    '{"choices": [{"message": null}]}',
+    '{"choices": [{"message": {"content": 5}}]}',
+]
+
+
 @pytest.mark.parametrize("content_type", ["application/json", "text/html"])
-def test_a_body_that_is_no_chat_completion_is_a_failure(chat_server, reply, open_judge, body, content_type):
-    chat_server.play(reply(200, body, {"content-type": content_type}))
-    with pytest.raises(JudgeError, match="HTTP 200, but not a chat completion"):
-        open_judge().score([translation("Hallo")])
+def test_a_body_that_is_no_chat_completion_is_a_failure(chat_server, reply, open_judge, content_type):
+    judge = open_judge()
+    for body in NO_COMPLETIONS:
+        chat_server.play(reply(200, body, {"content-type": content_type}))
+        with pytest.raises(JudgeError, match="HTTP 200, but not a chat completion"):
+            judge.score([translation("Hallo")])
+    assert len(chat_server.requests) == len(NO_COMPLETIONS)
 
 
 @pytest.mark.parametrize("max_retries", [0, 2])

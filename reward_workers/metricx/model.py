@@ -24,7 +24,7 @@ class MetricXRegression(MT5PreTrainedModel):
     """`forward` gives the raw score of each row; `score_ids` the one that MetricX reports."""
 
     _tied_weights_keys = dict.fromkeys(_TIED, "shared.weight") if _TRANSFORMERS_5 else list(_TIED)
-    _keys_to_ignore_on_load_unexpected = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
+    _keys_to_ignore_on_load_unexpected = ["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"]
 
     def __init__(self, config: MT5Config):
         super().__init__(config)

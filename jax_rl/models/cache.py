@@ -16,9 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from jax_rl.models.errors import ModelError
 
-LAYER_BATCH_AXIS = 1  # of every leaf of `Cache.layers`
-LAYER_SLOT_AXIS = 3  # of the keys and values among them
-KV = dict[str, Array]  # {"k", "v"}: each [repeats, B, K, S, H]
+KV = dict[str, Array]  # {"k", "v"}: each [B, K, S, H], or [repeats, B, K, S, H] for the layers of a scanned stack
+SLOT_AXIS = -2  # of keys and values
 
 
 @jax.tree_util.register_dataclass
@@ -27,8 +26,8 @@ class Cache:
     """One pytree, to be donated to the program that writes it.
 
     Attributes:
-        layers: nested dicts; the leaves are stacked over layers as the parameters are: "k" and "v" are
-            [repeats, B, K, S, H] (repeats is 1 for a layer outside the scanned stack).
+        layers: {"blocks": ..., "tail": ...} as the parameters are: the leaves of "blocks" are [repeats, B, ...],
+            those of "tail" [B, ...].
         positions: [B, S], the position of the token in each slot, -1 where there is none.
         length: how many slots are written; the next token goes there, in every row. A write past the last slot
             would overwrite it: whoever decodes keeps `length < S` (`grow_cache`).
@@ -43,12 +42,13 @@ class Cache:
         return self.positions.shape[1]
 
 
-def empty_kv(repeats: int, batch: int, heads: int, slots: int, width: int, dtype: DTypeLike) -> KV:
-    """Zeros for the keys and values of `repeats` attention layers."""
-    return {name: jnp.zeros((repeats, batch, heads, slots, width), dtype) for name in ("k", "v")}
+def empty_kv(batch: int, heads: int, slots: int, width: int, dtype: DTypeLike) -> KV:
+    """Zeros for the keys and values of one attention layer."""
+    return {name: jnp.zeros((batch, heads, slots, width), dtype) for name in ("k", "v")}
 
 
 def empty_cache(layers: dict[str, Any], batch: int, slots: int) -> Cache:
+    """A cache in which no slot is written."""
     return Cache(layers, jnp.full((batch, slots), -1, jnp.int32), jnp.zeros((), jnp.int32))
 
 
@@ -66,25 +66,43 @@ def advance(cache: Cache, positions: Int[Array, "B T"]) -> Cache:
 
 
 def write_kv(
-    kv: KV, layer: Int[Array, ""], slot: Int[Array, ""], k: Float[Array, "B T K H"], v: Float[Array, "B T K H"]
+    kv: KV,
+    row: Int[Array, ""] | None,
+    slot: Int[Array, ""],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
 ) -> KV:
-    """Writes one layer's new keys and values in place (in a jitted loop whose carry holds the cache)."""
+    """Writes one layer's new keys and values: in place, in a loop whose carry holds the cache.
 
-    def write(stack: Array, new: Array) -> Array:
-        new = jnp.swapaxes(new, 1, 2)[None].astype(stack.dtype)
-        return lax.dynamic_update_slice(stack, new, (layer, 0, 0, slot, 0))
+    row: the layer's number in a scanned stack, None outside one. A stack of one would do for the latter, but XLA would
+    copy it at every step (it merges the write with the reshape that drops the leading 1).
+    """
+
+    def write(buffer: Array, new: Array) -> Array:
+        new = jnp.swapaxes(new, 1, 2).astype(buffer.dtype)
+        if row is None:
+            return lax.dynamic_update_slice(buffer, new, (0, 0, slot, 0))
+        return lax.dynamic_update_slice(buffer, new[None], (row, 0, 0, slot, 0))
 
     return {"k": write(kv["k"], k), "v": write(kv["v"], v)}
 
 
-def read_kv(kv: KV, layer: Int[Array, ""]) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+def read_kv(kv: KV, row: Int[Array, ""] | None) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
     """All keys and values of one layer."""
-    return tuple(lax.dynamic_index_in_dim(kv[name], layer, axis=0, keepdims=False) for name in ("k", "v"))
+    if row is None:
+        return kv["k"], kv["v"]
+    return lax.dynamic_index_in_dim(kv["k"], row, keepdims=False), lax.dynamic_index_in_dim(
+        kv["v"], row, keepdims=False
+    )
+
+
+def _batch_axis(path: tuple) -> int:
+    return 1 if path[0].key == "blocks" else 0
 
 
 def map_cache_rows(cache: Cache, fn: Callable[[Array, int], Array]) -> Cache:
     """Applies `fn(array, batch axis)` to everything that has rows: repeat each G times, gather the live ones, ..."""
-    layers = jax.tree.map(lambda leaf: fn(leaf, LAYER_BATCH_AXIS), cache.layers)
+    layers = jax.tree_util.tree_map_with_path(lambda path, leaf: fn(leaf, _batch_axis(path)), cache.layers)
     return replace(cache, layers=layers, positions=fn(cache.positions, 0))
 
 
@@ -102,7 +120,7 @@ def grow_cache(cache: Cache, slots: int) -> Cache:
         if path[-1].key not in ("k", "v"):  # a recurrent layer's state has no slots
             return leaf
         widths = [(0, 0)] * leaf.ndim
-        widths[LAYER_SLOT_AXIS] = (0, extra)
+        widths[SLOT_AXIS] = (0, extra)
         return jnp.pad(leaf, widths)
 
     positions = jnp.pad(cache.positions, ((0, 0), (0, extra)), constant_values=-1)

@@ -61,7 +61,7 @@ class Gemma3Config:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    query_pre_attn_scalar: float
+    query_pre_attn_scalar: int | float
     sliding_window: int
     rms_norm_eps: float
     initializer_range: float
@@ -159,8 +159,8 @@ def _layer_specs(cfg: Gemma3Config, kind: str, layer: int) -> dict[str, Any]:
 def init_cache(cfg: Gemma3Config, batch: int, slots: int, dtype: DTypeLike) -> Cache:
     """An empty cache. Sliding layers hold all slots too; the visibility rule keeps their window right."""
 
-    def layer_cache(kind: str, repeats: int) -> KV:
-        return empty_kv(repeats, batch, cfg.num_key_value_heads, slots, cfg.head_dim, dtype)
+    def layer_cache(kind: str) -> KV:
+        return empty_kv(batch, cfg.num_key_value_heads, slots, cfg.head_dim, dtype)
 
     return empty_cache(stack_caches(cfg.layer_types, layer_cache), batch, slots)
 
@@ -203,7 +203,7 @@ def forward(
         FULL: visible(positions, key_positions),
     }
 
-    def attend(kind: str, p: Params, h: Array, kv: KV | None, row: Array) -> tuple[Array, KV | None]:
+    def attend(kind: str, p: Params, h: Array, kv: KV | None, row: Array | None) -> tuple[Array, KV | None]:
         split = partial(jnp.reshape, shape=(*h.shape[:2], -1, cfg.head_dim))
         q = apply_rope(rms_norm(split(linear(h, p["q_proj"])), p["q_norm"], cfg.rms_norm_eps), angles[kind])
         k = apply_rope(rms_norm(split(linear(h, p["k_proj"])), p["k_norm"], cfg.rms_norm_eps), angles[kind])
@@ -214,7 +214,7 @@ def forward(
         out = attention(q, keys, values, mask[kind], cfg.query_pre_attn_scalar**-0.5)
         return linear(out.reshape(*h.shape[:2], -1), p["o_proj"]), kv
 
-    def layer(kind: str, p: Params, x: Array, kv: KV | None, row: Array) -> tuple[Array, KV | None]:
+    def layer(kind: str, p: Params, x: Array, kv: KV | None, row: Array | None) -> tuple[Array, KV | None]:
         def norm(h: Array, name: str) -> Array:
             return rms_norm(h, p[name], cfg.rms_norm_eps)
 

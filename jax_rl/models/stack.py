@@ -2,7 +2,8 @@
 
 Gemma 3 with 34 layers is (5 sliding + 1 full) x 5 and a tail of 4 sliding layers. The parameters of the first layer of
 all periods lie in one array with a leading `repeats` axis, and so on: {"blocks": {"0": ..., "5": ...}, "tail": {"0":
-...}}. The tail keeps arrays of its own: cut out of a stack inside jit they would be copied at every step.
+...}}. The tail keeps arrays of its own: cut out of a stack inside jit they would be copied at every step. A stack
+without repetition is all tail.
 """
 
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from jaxtyping import Array, Float
 
 from jax_rl.models.params import ParamSpec
 
-# (kind, parameters of one layer, hidden states, the cache leaves of its place or None, its row in them) -> same two
-Layer = Callable[[str, Any, Array, Any, Array], tuple[Array, Any]]
+# (kind, parameters of one layer, hidden states, the cache of its place or None, its row in that cache: None in the
+# tail) -> (hidden states, cache)
+Layer = Callable[[str, Any, Array, Any, Array | None], tuple[Array, Any]]
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,13 @@ class Period:
 @lru_cache
 def find_period(kinds: tuple[str, ...]) -> Period:
     """The split with the fewest layers to trace; an irregular list falls back towards all of them."""
-    best = Period(kinds, 1, ())
-    for width in range(1, len(kinds)):
+    best = Period((), 0, kinds)
+    for width in range(1, len(kinds) // 2 + 1):
         repeats = 1
         while kinds[repeats * width : (repeats + 1) * width] == kinds[:width]:
             repeats += 1
         tail = kinds[repeats * width :]
-        if width + len(tail) < len(best.kinds) + len(best.tail):
+        if repeats > 1 and width + len(tail) < len(best.kinds) + len(best.tail):
             best = Period(kinds[:width], repeats, tail)
     return best
 
@@ -64,12 +66,16 @@ def _stack(*layers: ParamSpec) -> ParamSpec:
     return layers[0].stack(tuple(name for layer in layers for name in layer.hf_names))
 
 
-def stack_caches(kinds: tuple[str, ...], layer_cache: Callable[[str, int], Any]) -> dict[str, Any]:
-    """Caches of all layers from `layer_cache(kind, repeats)`, laid out as the parameters are."""
+def stack_caches(kinds: tuple[str, ...], layer_cache: Callable[[str], Any]) -> dict[str, Any]:
+    """Caches of all layers from `layer_cache(kind)`, the zeros of one, laid out as the parameters are."""
     period = find_period(kinds)
+
+    def stacked(kind: str) -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros((period.repeats, *leaf.shape), leaf.dtype), layer_cache(kind))
+
     return {
-        "blocks": {str(i): layer_cache(kind, period.repeats) for i, kind in enumerate(period.kinds)},
-        "tail": {str(i): layer_cache(kind, 1) for i, kind in enumerate(period.tail)},
+        "blocks": {str(i): stacked(kind) for i, kind in enumerate(period.kinds)},
+        "tail": {str(i): layer_cache(kind) for i, kind in enumerate(period.tail)},
     }
 
 
@@ -89,13 +95,13 @@ def run_stack(
     period = find_period(kinds)
 
     def call(kind: str, scanned: bool) -> Callable:
-        def bound(p: Any, x: Array, cache: Any, row: Array) -> tuple[Array, Any]:
+        def bound(p: Any, x: Array, cache: Any, row: Array | None) -> tuple[Array, Any]:
             return layer(kind, p, x, cache, row)
 
         # inside scan, forward and backward are separate loops that XLA cannot merge again
         return jax.checkpoint(bound, prevent_cse=not scanned) if remat else bound
 
-    caches = caches or stack_caches(kinds, lambda kind, repeats: None)
+    caches = caches or stack_caches(kinds, lambda kind: None)
 
     def block(carry: tuple[Array, dict], xs: tuple[Array, dict]) -> tuple[tuple[Array, dict], None]:
         (x, kept), (row, p) = carry, xs
@@ -104,10 +110,12 @@ def run_stack(
             x, kept[str(place)] = call(kind, scanned=True)(p[str(place)], x, kept[str(place)], row)
         return (x, kept), None
 
-    rows = jnp.arange(period.repeats, dtype=jnp.int32)
-    (x, in_blocks), _ = lax.scan(block, (x, caches["blocks"]), (rows, params["blocks"]))
+    in_blocks = caches["blocks"]
+    if period.repeats:
+        rows = jnp.arange(period.repeats, dtype=jnp.int32)
+        (x, in_blocks), _ = lax.scan(block, (x, in_blocks), (rows, params["blocks"]))
     in_tail = dict(caches["tail"])
     for place, kind in enumerate(period.tail):
         p = params["tail"][str(place)]
-        x, in_tail[str(place)] = call(kind, scanned=False)(p, x, in_tail[str(place)], jnp.int32(0))
+        x, in_tail[str(place)] = call(kind, scanned=False)(p, x, in_tail[str(place)], None)
     return x, {"blocks": in_blocks, "tail": in_tail}

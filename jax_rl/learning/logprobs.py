@@ -1,7 +1,7 @@
 """Logprobs and entropies of completion tokens, without ever holding the [B, T, V] logits.
 
-The walk goes over spans of T and keeps B whole, so that a batch sharded over devices stays where it is. Each span's
-logits are made, reduced and forgotten; the backward pass makes them again (a scan alone would keep them all).
+The walk goes over spans of T and takes all rows of a span together, so that rows sharded over devices stay where they
+are. A span's logits are made, reduced and forgotten; the backward pass makes them again (a scan alone would keep them).
 """
 
 from collections.abc import Callable
@@ -57,12 +57,13 @@ def completion_logprobs(
     span = min(max(tokens_per_chunk // batch, 1), length)
     chunks = -(-length // span)
 
-    def split(x: Array) -> Array:  # [B, T, ...] -> [chunks, B, span, ...]
-        x = jnp.pad(x, [(0, 0), (0, chunks * span - length)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, chunks, span, *x.shape[2:]), 1, 0)
+    def split(x: Array) -> Array:  # [B, T, ...] -> [chunks, B * span, ...]
+        rest = x.shape[2:]
+        x = jnp.pad(x, [(0, 0), (0, chunks * span - length)] + [(0, 0)] * len(rest))
+        return jnp.moveaxis(x.reshape(batch, chunks, span, *rest), 1, 0).reshape(chunks, batch * span, *rest)
 
-    def join(x: Array) -> Array:  # [chunks, B, span] -> [B, T]
-        return jnp.moveaxis(x, 0, 1).reshape(batch, chunks * span)[:, :length]
+    def join(x: Array) -> Array:  # [chunks, B * span] -> [B, T]
+        return jnp.moveaxis(x.reshape(chunks, batch, span), 0, 1).reshape(batch, chunks * span)[:, :length]
 
     logp, entropy = _scan_chunks(split(hidden), unembed, split(targets))
     return join(logp), join(entropy)
@@ -70,30 +71,30 @@ def completion_logprobs(
 
 @jax.custom_vjp
 def _scan_chunks(hidden: Array, unembed: Array, targets: Array) -> tuple[Array, Array]:
-    """hidden [C, B, S, D], unembed [V, D], targets [C, B, S] -> logp, entropy [C, B, S]."""
+    """hidden [C, N, D], unembed [V, D], targets [C, N] -> logp, entropy [C, N], one chunk after the other."""
     return _scan_forward(hidden, unembed, targets)[0]
 
 
 def _logits(hidden: Array, unembed: Array) -> Array:
-    return jnp.einsum("bsd,vd->bsv", hidden, unembed, preferred_element_type=jnp.float32)
+    return jnp.einsum("nd,vd->nv", hidden, unembed, preferred_element_type=jnp.float32)
 
 
 def _is_target(logits: Array, targets: Array) -> Array:
     # a comparison instead of a gather: it fuses, and a vocabulary sharded over devices needs no collecting
-    return jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2) == targets[..., None]
+    return jax.lax.broadcasted_iota(targets.dtype, logits.shape, 1) == targets[:, None]
 
 
 def _scan_forward(hidden: Array, unembed: Array, targets: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
     def chunk(_: None, inputs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array, Array]]:
         hidden, targets = inputs
         logits = _logits(hidden, unembed)
-        largest = jnp.max(logits, axis=-1)
-        shifted = logits - largest[..., None]
+        largest = jnp.max(logits, axis=1)
+        shifted = logits - largest[:, None]
         weights = jnp.exp(shifted)
-        total = jnp.sum(weights, axis=-1)
+        total = jnp.sum(weights, axis=1)
         log_total = jnp.log(total)
-        logp = jnp.sum(jnp.where(_is_target(logits, targets), shifted, 0.0), axis=-1) - log_total
-        entropy = log_total - jnp.sum(weights * shifted, axis=-1) / total
+        logp = jnp.sum(jnp.where(_is_target(logits, targets), shifted, 0.0), axis=1) - log_total
+        entropy = log_total - jnp.sum(weights * shifted, axis=1) / total
         return None, (logp, entropy, largest + log_total)
 
     _, (logp, entropy, normalizer) = jax.lax.scan(chunk, None, (hidden, targets))
@@ -105,15 +106,14 @@ def _scan_backward(saved: tuple[Array, ...], gradients: tuple[Array, Array]) -> 
     hidden, unembed, targets, entropy, normalizer = saved
 
     def chunk(d_unembed: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
-        hidden, targets, entropy, normalizer, d_logp, d_entropy = inputs
+        hidden, targets = inputs[:2]
+        entropy, normalizer, d_logp, d_entropy = (x[:, None] for x in inputs[2:])
         logits = _logits(hidden, unembed)
-        log_p = logits - normalizer[..., None]
-        p = jnp.exp(log_p)
-        d_logits = d_logp[..., None] * (_is_target(logits, targets) - p)
-        d_logits -= d_entropy[..., None] * p * (log_p + entropy[..., None])
+        log_p = logits - normalizer
+        d_logits = d_logp * _is_target(logits, targets) - jnp.exp(log_p) * (d_logp + d_entropy * (log_p + entropy))
         d_logits = d_logits.astype(unembed.dtype)  # bf16 weights: bf16 products, summed in f32
-        d_hidden = jnp.einsum("bsv,vd->bsd", d_logits, unembed, preferred_element_type=jnp.float32)
-        d_unembed += jnp.einsum("bsv,bsd->vd", d_logits, hidden, preferred_element_type=jnp.float32)
+        d_hidden = jnp.einsum("nv,vd->nd", d_logits, unembed, preferred_element_type=jnp.float32)
+        d_unembed += jnp.einsum("nv,nd->vd", d_logits, hidden, preferred_element_type=jnp.float32)
         return d_unembed, d_hidden.astype(hidden.dtype)
 
     zeros = jnp.zeros_like(unembed, dtype=jnp.float32)

@@ -1,6 +1,6 @@
 """The policy loss per token and how tokens add up to one number. Pure functions of arrays."""
 
-from typing import Literal
+from typing import Literal, assert_never
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def loss_weights(mask: Bool[Array, "B T"], aggregation: Aggregation, max_new_tok
         return in_mask / jnp.maximum(jnp.sum(in_mask), 1.0)
     if aggregation == "constant":
         return in_mask / (completions * float(max_new_tokens))
-    raise ValueError(f"loss_aggregation is {aggregation!r}: must be sequence_mean, token_mean or constant")
+    assert_never(aggregation)
 
 
 def policy_loss(
@@ -67,7 +67,7 @@ def policy_loss(
         surrogate = -logp * advantages
         is_clipped = jnp.zeros_like(mask)
     else:
-        raise ValueError(f"algorithm is {algorithm!r}: must be grpo or reinforce")
+        assert_never(algorithm)
     per_token = surrogate - entropy_coef * entropy
 
     sums = {
@@ -102,7 +102,7 @@ def _kl_penalty(log_to_ref: Array, ratio: Array, estimator: KLEstimator) -> Arra
         return jax.lax.stop_gradient(ratio) * 0.5 * log_to_ref**2
     if estimator == "k1":
         return log_to_ref
-    raise ValueError(f"kl_estimator is {estimator!r}: must be k3, k2 or k1")
+    assert_never(estimator)
 
 
 def _sum(values: Array, mask: Array) -> Array:

@@ -108,7 +108,7 @@ def make_update_step(
 
     def step(state: TrainState, batch: UpdateBatch) -> tuple[TrainState, Sums]:
         gradients, sums = accumulate(state.params, batch)
-        grad_norm = optax.global_norm(gradients)
+        grad_norm = optax.tree.norm(gradients)
         good = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
         params, opt_state = optimizer.apply(gradients, state.opt_state, state.params)
         old = (state.params, state.opt_state, state.step)
@@ -186,13 +186,13 @@ def _as_micro_batches(data: UpdateBatch, count: int, rows: int) -> UpdateBatch:
 
 def _average(steps: list[dict[str, float]]) -> dict[str, float | None]:
     good = [step for step in steps if not step["skipped"]]
-    tokens = sum(step["token_count"] for step in good)
+    tokens = float(sum(step["token_count"] for step in good))
 
     def mean(name: str, count: float) -> float | None:
         return sum(step[name] for step in good) / count if count and name in good[0] else None
 
     return {
-        **{name: mean(name, len(good)) for name in ("loss", "policy_loss", "grad_norm")},
+        **{name: mean(name, float(len(good))) for name in ("loss", "policy_loss", "grad_norm")},
         **{name: mean(name, tokens) for name in ("approx_kl", "clip_fraction", "entropy", "kl_to_reference")},
         "token_count": tokens,
         "optimizer_steps": float(len(good)),

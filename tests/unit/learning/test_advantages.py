@@ -38,9 +38,8 @@ def reference(rewards, token_rewards, mask, scored, *, group_size, group_normali
 @st.composite
 def problems(draw):
     """Rewards on a grid of eighths, so that equal means are equal and different ones differ visibly."""
-    group_size, groups, length = draw(st.sampled_from([1, 2, 3, 4])), draw(st.integers(1, 4)), 4
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    rows = group_size * groups
+    rows, length = 12, 4  # one shape, or each example would compile its own program
     rewards = rng.integers(-80, 40, rows) / 8
     token_rewards = rng.choice([0.0, 0.0, -1.0, -5.0], (rows, length))
     mask = np.arange(length) < rng.choice([1, 2, 4, 4], rows)[:, None]
@@ -48,15 +47,15 @@ def problems(draw):
     scored = rng.random(rows) < draw(st.sampled_from([0.3, 0.8, 1.0]))
     rewards[~scored], token_rewards[~scored] = np.nan, np.nan
     options = OPTIONS | {
-        "group_size": group_size,
+        "group_size": draw(st.sampled_from([1, 2, 3])),
+        "group_advantage_coef": 0.5,
         "group_normalize": draw(st.booleans()),
-        "group_advantage_coef": draw(st.sampled_from([0.5, 1.0])),
         "normalize_advantage": draw(st.booleans()),
     }
     return (rewards.astype(np.float32), token_rewards.astype(np.float32), mask, scored), options
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(problems())
 def test_equals_the_formula_in_float64(problem):
     arrays, options = problem

@@ -33,7 +33,7 @@ def weighted(function):
     return total
 
 
-@pytest.mark.parametrize("tokens_per_chunk", [1, 3, 6, 9, 1000])
+@pytest.mark.parametrize("tokens_per_chunk", [1, 6, 1000])
 def test_values_and_gradients_equal_those_of_full_logits(tokens_per_chunk):
     inputs = problem()
     got = completion_logprobs(*inputs, tokens_per_chunk=tokens_per_chunk)
@@ -88,7 +88,7 @@ def test_the_gradient_never_holds_all_logits():
 
 
 def test_each_completion_token_is_predicted_by_the_column_before_it(toy):
-    params, data = toy.init(), toy.batch(4)
+    params, data = toy.init(), jax.tree.map(jnp.asarray, toy.batch(4))
     logp, entropy = forward_logprobs(
         toy.forward, toy.unembed, params, data.tokens, data.positions, data.mask, remat=False
     )
@@ -98,12 +98,12 @@ def test_each_completion_token_is_predicted_by_the_column_before_it(toy):
         predicting = log_p[row, toy.prompt + column - 1]
         np.testing.assert_allclose(logp[row, column], predicting[data.tokens[row, toy.prompt + column]], atol=2e-6)
         np.testing.assert_allclose(entropy[row, column], -jnp.sum(jnp.exp(predicting) * predicting), atol=2e-6)
-    assert not np.any(np.asarray(logp)[~data.mask]) and not np.any(np.asarray(entropy)[~data.mask])
+    assert not np.any(logp[~data.mask]) and not np.any(entropy[~data.mask])
 
 
 def test_a_completion_without_a_prompt_is_refused(toy):
-    data = toy.batch(2)
+    data = jax.tree.map(jnp.asarray, toy.batch(2))
     with pytest.raises(ValueError, match="need P >= 1"):
         forward_logprobs(
-            toy.forward, toy.unembed, toy.init(), data.tokens, data.positions, np.ones((2, 9), bool), remat=False
+            toy.forward, toy.unembed, toy.init(), data.tokens, data.positions, jnp.ones((2, 9), bool), remat=False
         )

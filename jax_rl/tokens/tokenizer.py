@@ -13,7 +13,6 @@ from typing import Any
 import jinja2
 import tokenizers
 from tokenizers import AddedToken
-from tokenizers.processors import TemplateProcessing
 
 from jax_rl.errors import UserError
 from jax_rl.tokens.chat_template import compile_chat_template, render_chat
@@ -72,7 +71,6 @@ class Tokenizer:
         # named in the config alone: marked as special here, so that a template's "<bos>" becomes its one id
         unmarked = [token for token in dict.fromkeys(named.values()) if token not in known]
         backend.add_special_tokens([AddedToken(token, special=True) for token in unmarked])
-        _obey_add_flags(backend, config, named)
         return cls(backend, named, _stop_ids(folder, backend, named), _load_chat_template(folder, config), folder)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -128,19 +126,6 @@ def _named_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
         if isinstance(content, str) and content:
             named[name] = content
     return named
-
-
-def _obey_add_flags(backend: tokenizers.Tokenizer, config: dict[str, Any], named: dict[str, str]) -> None:
-    """`add_bos_token` and `add_eos_token` of tokenizer_config.json win over tokenizer.json, as in transformers."""
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    bos = named.get("bos_token") if config.get("add_bos_token") else None
-    eos = named.get("eos_token") if config.get("add_eos_token") else None
-    around = [token for token in (bos, eos) if token]
-    backend.post_processor = TemplateProcessing(
-        single=[*([bos] if bos else []), "$A", *([eos] if eos else [])],
-        special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys(around)],
-    )
 
 
 def _stop_ids(folder: Path, backend: tokenizers.Tokenizer, named: dict[str, str]) -> tuple[int, ...]:

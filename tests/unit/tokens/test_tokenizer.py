@@ -103,7 +103,7 @@ def test_chats_are_those_of_transformers(backends, save_tokenizer, tmp_path, kin
 
 
 @pytest.mark.parametrize("flags", [{"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_token": True}])
-def test_add_bos_token_is_obeyed_as_transformers_does(backends, save_tokenizer, tmp_path, flags):
+def test_bos_is_added_where_tokenizer_json_says_so_whatever_the_flags(backends, save_tokenizer, tmp_path, flags):
     names = {"bos_token": {"__type": "AddedToken", "content": "<bos>"}, "eos_token": "<eos>"}
     mine, reference = load_both(save_tokenizer(backends["gemma"], tmp_path, **names, **flags))
     assert mine.encode("good", add_special_tokens=True) == reference("good")["input_ids"]

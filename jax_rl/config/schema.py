@@ -210,8 +210,7 @@ class EvalConfig:
     run_before_train: bool = True
     num_samples_per_prompt: PositiveInt = 1  # above 1: that many samples, reported beside the greedy figures
     temperature: NonNegative = 1.0  # of those samples
-    baseline_temperature: NonNegative | None = 0.6  # also sampled before training: what sharpening alone gives; null = not
-    baseline_temperature: float | None = None  # also sample the starting policy at this one: what sharpening gives
+    baseline_temperature: NonNegative | None = None  # also sample the starting policy at this one: what sharpening gives
     bootstrap_resamples: PositiveInt = 2000  # for the 95 % intervals
 
 

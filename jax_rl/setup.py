@@ -5,6 +5,7 @@ workers' start. Nothing is written to the output folder before `open_run` has re
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ def open_run(cfg: Config, *, training: bool = True) -> Iterator[Run]:
     output_dir = Path(cfg.logging.output_dir)
     dtype = jnp.dtype(cfg.misc.dtype)
     with ThreadPoolExecutor(max_workers=1) as background:
-        starting = background.submit(build_scorer, cfg.reward, output_dir)
+        starting = background.submit(build_scorer, cfg.reward, output_dir, _hub_environment(cfg))
         try:
             reference = _load_reference(cfg, checkpoint, placement) if training and cfg.rl.kl_coef else None
             yield Run(
@@ -122,7 +123,17 @@ def _place(cfg: Config) -> Placement:
 def _folder(cfg: Config, name: str | None) -> Path:
     if name is None:
         raise UserError("model.policy_name_or_path is not set; it must be a Hugging Face folder or hub name")
-    return resolve_model_folder(name, cfg.misc.huggingface_cache_dir, cfg.misc.huggingface_token)
+    return resolve_model_folder(name, cfg.misc.huggingface_cache_dir, _hub_token(cfg))
+
+
+def _hub_token(cfg: Config) -> str | None:
+    return cfg.misc.huggingface_token or os.environ.get(cfg.misc.huggingface_token_env)
+
+
+def _hub_environment(cfg: Config) -> dict[str, str]:
+    """What a worker needs to load from the hub as this process does."""
+    token, cache = _hub_token(cfg), cfg.misc.huggingface_cache_dir
+    return ({"HF_TOKEN": token} if token else {}) | ({"HF_HUB_CACHE": cache} if cache else {})
 
 
 def _prompts(cfg: Config, tokenizer: Tokenizer, split: str) -> list[Prompt]:

@@ -48,11 +48,20 @@ Score = Scored | Missing
 class Metric(Protocol):
     """A learned or rule-based judge of translations."""
 
-    name: str  # metricx, xcomet, mqm or chrf
-    identity: str  # everything besides the texts that a score depends on: the cache's key
+    @property
+    def name(self) -> str:
+        """metricx, xcomet, mqm or chrf."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Everything besides the texts that a score depends on: the cache's key."""
+        ...
 
     def score(self, batch: Sequence[Translation]) -> list[Score]:
         """One score per translation, in order. Blocks. Called from one thread at a time."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends the metric. May be called while `score` runs in another thread."""
+        ...

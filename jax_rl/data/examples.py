@@ -42,6 +42,8 @@ def load_examples(cfg: DataConfig, split: Split, limit: int | None = None) -> li
     Raises:
         DataError: names the file and line, and what is wrong there.
     """
+    if split not in ("train", "eval"):
+        raise ValueError(f"split is {split!r}; it must be train or eval")
     training, evaluation = _training_side(cfg), _evaluation_side(cfg)
     holds_out = _holds_out(cfg, training, evaluation)
     side = training if split == "train" else evaluation

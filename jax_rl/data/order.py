@@ -1,8 +1,11 @@
 """Which prompts an update trains on: a pure function, so that a resumed run needs no iterator's state.
 
-Grain's index shuffle gives position i of the endless sequence of epochs without the positions before it, the same in
-every process. Its import adds 0.2 s to a process that has jax already.
+Random numbers are Philox's raw ones, which numpy promises never to change (NEP 19), sorted: no library's shuffle, whose
+order may change with its version. Grain's MapDataset would do the same, and takes 1.3 s to import and up to 0.8 ms per
+index (measured with grain 0.2.18 on 50 prompts) where this takes 1 ms per epoch of 10,000.
 """
+
+from functools import lru_cache
 
 import numpy as np
 
@@ -11,18 +14,21 @@ def prompt_indices(num_prompts: int, seed: int, update: int, batch_size: int) ->
     """Indices into the training prompts, [batch_size] int64.
 
     Epochs follow each other without a gap, each a new permutation of all prompts; a batch may begin in one and end in
-    the next. With another batch size the sequence is the same, cut elsewhere.
+    a later one. With another batch size the sequence is the same, cut elsewhere.
 
     Args:
-        seed: 0 to 2**32 - 1.
+        seed: not negative.
         update: counted from 0.
     """
     if num_prompts < 1 or batch_size < 1 or update < 0:
         raise ValueError(
-            f"num_prompts {num_prompts} and batch_size {batch_size} must be positive, update {update} not < 0"
+            f"must be positive: num_prompts {num_prompts}, batch_size {batch_size}; not below 0: update {update}"
         )
-    import grain
+    epochs, places = np.divmod(np.arange(update * batch_size, (update + 1) * batch_size), num_prompts)
+    return np.array([_permutation(num_prompts, seed, int(e))[p] for e, p in zip(epochs, places, strict=True)], np.int64)
 
-    epochs = grain.MapDataset.range(num_prompts).seed(seed).shuffle().repeat()
-    start = update * batch_size
-    return np.array([epochs[i] for i in range(start, start + batch_size)], np.int64)
+
+@lru_cache(maxsize=4)
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    draws = np.random.Philox(np.random.SeedSequence((seed, epoch))).random_raw(size)
+    return np.argsort(draws, kind="stable")

@@ -10,7 +10,10 @@ Result = dict[str, Any]  # {"score": ...} or {"missing": reason}
 
 
 def shorten(text: str, count_tokens: Callable[[str], int], limit: int) -> str | None:
-    """The longest beginning of `text` of at most `limit` tokens; None when one character is already more."""
+    """A beginning of `text` of at most `limit` tokens, None when one character is already more.
+
+    It is the longest where tokens grow with the text; inside a word they may not, and a few characters more may be cut.
+    """
     if count_tokens(text) <= limit:
         return text
     lengths = range(1, len(text))

@@ -79,7 +79,7 @@ class Gemma3Config:
         """
         text = raw.get("text_config", raw)
         fields = {name: text.get(name, default) for name, default in _DEFAULTS.items()}
-        pattern = text.get("sliding_window_pattern", 6)
+        pattern = text.get("sliding_window_pattern") or 6
         kinds = text.get("layer_types") or [
             FULL if (i + 1) % pattern == 0 else SLIDING for i in range(fields["num_hidden_layers"])
         ]
@@ -165,6 +165,12 @@ def init_cache(cfg: Gemma3Config, batch: int, slots: int, dtype: DTypeLike) -> C
     return empty_cache(stack_caches(cfg.layer_types, layer_cache), batch, slots)
 
 
+def embed(cfg: Gemma3Config, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Embeddings times sqrt(D), which is rounded to their dtype first, as the model was trained (50.6 to 50.5)."""
+    x = params["embed"][tokens]
+    return x * jnp.asarray(cfg.hidden_size**0.5, x.dtype)
+
+
 def unembed(params: Params) -> Float[Array, "V D"]:
     """The matrix whose rows score the vocabulary."""
     return params["lm_head"] if "lm_head" in params else params["embed"]
@@ -187,13 +193,12 @@ def forward(
             alone). With T = 1: one more token, which sees what the cache holds.
         remat: see `run_stack`.
     """
-    x = params["embed"][tokens]
-    x = x * jnp.asarray(cfg.hidden_size**0.5, x.dtype)  # rounded to the weights' dtype, as the model was trained
+    x = embed(cfg, params, tokens)
     decoding = cache is not None and tokens.shape[1] == 1
-    slot = jnp.int32(0) if cache is None else cache.length
+    slot, key_positions = jnp.int32(0), positions
     if cache is not None:
-        cache = advance(cache, positions)
-    key_positions = cache.positions if decoding else positions
+        slot, cache = cache.length, advance(cache, positions)
+        key_positions = cache.positions if decoding else positions
     angles = {
         SLIDING: rope_angles(cfg.rope_sliding, positions, cfg.head_dim),
         FULL: rope_angles(cfg.rope_full, positions, cfg.head_dim),
@@ -208,9 +213,10 @@ def forward(
         q = apply_rope(rms_norm(split(linear(h, p["q_proj"])), p["q_norm"], cfg.rms_norm_eps), angles[kind])
         k = apply_rope(rms_norm(split(linear(h, p["k_proj"])), p["k_norm"], cfg.rms_norm_eps), angles[kind])
         v = split(linear(h, p["v_proj"]))
+        keys, values = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
         if kv is not None:
             kv = write_kv(kv, row, slot, k, v)
-        keys, values = read_kv(kv, row) if decoding else (jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))
+            keys, values = read_kv(kv, row) if decoding else (keys, values)
         out = attention(q, keys, values, mask[kind], cfg.query_pre_attn_scalar**-0.5)
         return linear(out.reshape(*h.shape[:2], -1), p["o_proj"]), kv
 

@@ -1,41 +1,32 @@
-"""Hugging Face folders in: safetensors streamed into (sharded) arrays, each process reading only its slices."""
+"""Hugging Face folders, in and out.
 
+In: safetensors streamed into (sharded) arrays, each process reading only its slices. Out: a folder that transformers
+loads, with the names of the checkpoint that training started from, its tokenizer, and whatever else it held.
+"""
+
+import copy
 import dataclasses
 import json
-import re
-from collections.abc import Iterable
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
 from jax_rl.models.errors import ModelError
+from jax_rl.models.hf_folder import Layout, find_layout, group_by_layer, has_weights, list_tensors
 from jax_rl.models.params import Params, ParamSpec, ShardingFor, spec_leaves
-from jax_rl.models.registry import Family, Model, model_from_config, read_config
-from jax_rl.models.safetensors_file import FLOAT_TYPES, StoredTensor, read_header
+from jax_rl.models.registry import Model, model_from_config, read_config
+from jax_rl.models.safetensors_file import FLOAT_TYPES, StoredTensor, TensorToWrite, write_files
+from jax_rl.models.whole_folder import whole_folder
 
-HEAD = "lm_head.weight"
-INDEX = "model.safetensors.index.json"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a checkpoint names the text model's tensors.
-
-    Text-only files say `model.layers.0...`, multimodal ones `language_model.model.layers.0...` or
-    `model.language_model.layers.0...`, depending on the version that wrote them.
-    """
-
-    prefix: str = "model."
-    head: str = HEAD
-
-    def stored_name(self, hf_name: str) -> str:
-        """The name in the file of a tensor of a `ParamSpec`."""
-        return self.head if hf_name == HEAD else self.prefix + hf_name
+MAX_FILE_BYTES = 5 << 30  # of an exported safetensors file, as transformers has it
+COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer, chat template, generation settings
 
 
 @dataclass(frozen=True)
@@ -56,10 +47,6 @@ class HFCheckpoint:
             return _load_array(spec, stored, np.dtype(jnp.dtype(dtype)), sharding_for(spec) if sharding_for else here)
 
         return jax.tree.map(leaf, self.model.specs)
-
-    def other_tensors(self) -> dict[str, StoredTensor]:
-        """What is not the text model's: a vision tower, ..."""
-        return {name: t for name, t in self.tensors.items() if name.startswith(self.model.family.other_tensors)}
 
 
 def load_model(folder: Path | str, dtype: DTypeLike, sharding_for: ShardingFor | None = None) -> tuple[Model, Params]:
@@ -93,72 +80,13 @@ def open_checkpoint(folder: Path) -> HFCheckpoint:
     expected = {layout.stored_name(name): spec for spec in spec_leaves(model.specs) for name in spec.hf_names}
     known = expected.keys() | {layout.head}
     extra = [n for n in tensors if n not in known and not n.startswith(model.family.other_tensors)]
-    problems += _group("missing", [name for name in expected if name not in tensors])
-    problems += _group("unexpected", extra)
+    problems += group_by_layer("missing", [name for name in expected if name not in tensors])
+    problems += group_by_layer("unexpected", extra)
     for name, spec in expected.items():
         problems += _mismatch(name, spec, tensors[name]) if name in tensors else []
     if problems:
         raise ModelError(f"{folder} does not hold the model of its config.json:\n  " + "\n  ".join(problems))
     return HFCheckpoint(folder, model, layout, tensors)
-
-
-def list_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str]]:
-    """All tensors of a folder, and what is wrong with its files.
-
-    Raises:
-        ModelError: there are no safetensors files at all.
-    """
-    index, single = folder / INDEX, folder / "model.safetensors"
-    if index.is_file():
-        paths = [folder / name for name in _indexed_files(index)]
-    elif single.is_file():
-        paths = [single]
-    else:
-        found = ", ".join(
-            sorted(p.name for p in folder.glob("*") if p.suffix in (".safetensors", ".bin", ".pt", ".gguf"))
-        )
-        raise ModelError(f"{folder} has neither model.safetensors nor {INDEX} (weights found: {found or 'none'})")
-    tensors: dict[str, StoredTensor] = {}
-    problems = []
-    for path in paths:
-        try:
-            in_file = read_header(path)
-        except (ModelError, OSError) as error:
-            problems.append(f"unreadable file: {error}")
-            continue
-        size = path.stat().st_size
-        problems += _group(
-            f"cut off ({path.name} ends at byte {size})", [n for n, t in in_file.items() if t.end > size]
-        )
-        problems += _group(f"twice (again in {path.name})", [name for name in in_file if name in tensors])
-        tensors.update(in_file)
-    return tensors, problems
-
-
-def _indexed_files(index: Path) -> list[str]:
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} is not a safetensors index: {error!r}") from error
-
-
-def find_layout(tensors: Iterable[str], family: Family) -> Layout:
-    """Where the text model's tensors are.
-
-    Raises:
-        ModelError: nowhere, or at more than one place.
-    """
-    names = [name for name in tensors if not name.startswith(family.other_tensors)]
-    matches = (re.match(r"(.*?)(embed_tokens\.weight$|layers\.\d+\.)", name) for name in names)
-    prefixes = sorted({match[1] for match in matches if match})
-    if len(prefixes) != 1:
-        raise ModelError(
-            f"cannot tell where the text model is: the prefixes of its tensors are {prefixes}, should be one, "
-            "such as 'model.' or 'language_model.model.'"
-        )
-    heads = [name for name in names if name.endswith(HEAD)]
-    default = "language_model." + HEAD if prefixes[0].startswith("language_model.") else HEAD
-    return Layout(prefixes[0], heads[0] if len(heads) == 1 else default)
 
 
 def _with_the_head_as_stored(model: Model, layout: Layout, tensors: dict[str, StoredTensor]) -> Model:
@@ -182,23 +110,8 @@ def _mismatch(name: str, spec: ParamSpec, tensor: StoredTensor) -> list[str]:
     return []
 
 
-def _group(what: str, names: list[str]) -> list[str]:
-    """One line per kind of tensor: `missing: model.layers.{3,4}.mlp.up_proj.weight`."""
-    layers: dict[str, list[str]] = {}
-    for name in names:
-        match = re.search(r"\blayers\.(\d+)\.", name)
-        pattern = name if match is None else f"{name[: match.start(1)]}{{}}{name[match.end(1) :]}"
-        layers.setdefault(pattern, []).append("" if match is None else match[1])
-    return [
-        f"{what}: " + pattern.replace("{}", found[0] if len(found) == 1 else "{" + ",".join(found) + "}")
-        for pattern, found in layers.items()
-    ]
-
-
-def _load_array(
-    spec: ParamSpec, stored: list[StoredTensor], dtype: np.dtype, sharding: jax.sharding.Sharding
-) -> jax.Array:
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+def _load_array(spec: ParamSpec, stored: list[StoredTensor], dtype: np.dtype, sharding: Sharding) -> jax.Array:
+    def read(index: Any) -> np.ndarray:  # a slice for each dimension
         if not spec.stacked:
             return np.array(stored[0].view()[index], dtype)
         rows = stored[index[0]]
@@ -209,3 +122,64 @@ def _load_array(
         return out
 
     return jax.make_array_from_callback(spec.shape, sharding, read)
+
+
+def save_model(out: Path | str, model: Model, params: Params, source: Path | str | None = None) -> None:
+    """Writes a Hugging Face folder, whole or not at all; a folder already at `out` is replaced.
+
+    Args:
+        out: the folder.
+        model, params: what to write, in the parameters' own dtype.
+        source: the checkpoint that training started from. Tensor names, config, tokenizer, and the tensors that are not
+            the text model's (a vision tower) come from it. None: `out` itself, which holds a config.json.
+
+    Raises:
+        ModelError: `source` is damaged, or cannot give what its config.json promises.
+    """
+    out = Path(out)
+    source = out if source is None else Path(source)
+    raw = read_config(source)
+    tensors = _tensors_to_write(model, params, source, raw)
+    with whole_folder(out) as folder:
+        for pattern in COMPANIONS:
+            for file in source.glob(pattern):
+                if file.name != "config.json" and not file.name.endswith(".index.json"):
+                    shutil.copyfile(file, folder / file.name)
+        config = _exported_config(raw, model, params)
+        (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_files(folder, tensors, MAX_FILE_BYTES)
+
+
+def _tensors_to_write(model: Model, params: Params, source: Path, raw: dict[str, Any]) -> list[TensorToWrite]:
+    layout, others = Layout(), {}
+    if has_weights(source):
+        stored, problems = list_tensors(source)
+        if problems:
+            raise ModelError(f"cannot export beside {source}, which is damaged:\n  " + "\n  ".join(problems))
+        layout = find_layout(stored, model.family)
+        others = {name: t for name, t in stored.items() if name.startswith(model.family.other_tensors)}
+    elif "text_config" in raw:
+        raise ModelError(f"{source} describes a multimodal model but holds no weights to copy its vision tower from")
+
+    def of_parameter(spec: ParamSpec, leaf: jax.Array) -> list[TensorToWrite]:
+        def write(row: int, name: str) -> TensorToWrite:
+            def fetch() -> np.ndarray:
+                return np.asarray(leaf[row] if spec.stacked else leaf)
+
+            return TensorToWrite.array(layout.stored_name(name), spec.tensor_shape, leaf.dtype, fetch)
+
+        return [write(row, name) for row, name in enumerate(spec.hf_names)]
+
+    copies = [TensorToWrite.copy(name, tensor) for name, tensor in others.items()]
+    return copies + jax.tree.leaves(jax.tree.map(of_parameter, model.specs, params))
+
+
+def _exported_config(raw: dict[str, Any], model: Model, params: Params) -> dict[str, Any]:
+    """The source's config, with the dtype and the tying of what is really written."""
+    config = copy.deepcopy(raw)
+    dtype = str(jax.tree.leaves(params)[0].dtype)
+    for part in (config, config.get("text_config", {})):
+        part.update({name: dtype for name in ("dtype", "torch_dtype") if name in part})
+        if part.get("tie_word_embeddings", part is config) and not model.cfg.tie_word_embeddings:
+            part["tie_word_embeddings"] = False
+    return config

@@ -6,7 +6,6 @@ https://huggingface.co/docs/safetensors
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +95,7 @@ class TensorToWrite:
         names = {value: key for key, value in FLOAT_TYPES.items()}
 
         def data() -> Iterator[memoryview]:
-            yield memoryview(np.ascontiguousarray(fetch()).reshape(-1).view(np.uint8))
+            yield np.ascontiguousarray(fetch()).reshape(-1).view(np.uint8).data
 
         return cls(name, names[np.dtype(dtype)], shape, math.prod(shape) * dtype.itemsize, data)
 
@@ -137,5 +136,3 @@ def _write_file(path: Path, tensors: Sequence[TensorToWrite]) -> None:
                 file.write(piece)
         if file.tell() != 8 + len(text) + offset:
             raise ModelError(f"{path}: wrote {file.tell()} bytes, expected {8 + len(text) + offset}")
-        file.flush()
-        os.fsync(file.fileno())

@@ -47,7 +47,7 @@ def find_period(kinds: tuple[str, ...]) -> Period:
 
 
 def stack_specs(kinds: tuple[str, ...], layer_specs: Callable[[str, int], dict[str, Any]]) -> dict[str, Any]:
-    """Specs of all layers from `layer_specs(kind, layer number)`, the specs of one."""
+    """{"blocks": ..., "tail": ...}, as far as not empty, from `layer_specs(kind, number)`: the specs of a layer."""
     period = find_period(kinds)
     width = len(period.kinds)
 
@@ -56,10 +56,11 @@ def stack_specs(kinds: tuple[str, ...], layer_specs: Callable[[str, int], dict[s
         return jax.tree.map(_stack, *trees)
 
     first_of_tail = width * period.repeats
-    return {
+    specs = {
         "blocks": {str(place): stacked(place) for place in range(width)},
         "tail": {str(i): layer_specs(kind, first_of_tail + i) for i, kind in enumerate(period.tail)},
     }
+    return {name: layers for name, layers in specs.items() if layers}  # NNX would drop an empty one
 
 
 def _stack(*layers: ParamSpec) -> ParamSpec:

@@ -18,7 +18,8 @@ TEXT = dict(
     vocab_size=VOCAB,
     hidden_size=64,
     intermediate_size=96,
-    num_hidden_layers=14,  # two periods of 6 and a tail of 2
+    num_hidden_layers=7,
+    layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2 + ["sliding_attention"],
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=16,
@@ -62,9 +63,17 @@ def text_model(**changes) -> torch.nn.Module:
 
 
 def wrapper_model() -> torch.nn.Module:
-    config = Gemma3Config(text_config=Gemma3TextConfig(**TEXT), vision_config=VISION, mm_tokens_per_image=4)
+    """With the usual 5 sliding layers to a full one; 7 layers hold no repetition of that, so nothing is scanned."""
+    text = {name: value for name, value in TEXT.items() if name != "layer_types"}
+    config = Gemma3Config(text_config=Gemma3TextConfig(**text), vision_config=VISION, mm_tokens_per_image=4)
     config._attn_implementation = "eager"
     return randomise(Gemma3ForConditionalGeneration(config), seed=1)
+
+
+@pytest.fixture(scope="session")
+def make_text_model():
+    """transformers' Gemma3ForCausalLM with random values; keyword arguments change its config."""
+    return text_model
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Chunked logprobs and entropies against full logits: values, gradients, memory, and which column predicts which."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ def problem(batch=3, length=7, width=5, vocab=11, dtype=jnp.float32, scale=2.0):
     return hidden, unembed, jnp.asarray(rng.integers(0, vocab, (batch, length)), jnp.int32)
 
 
+@jax.jit
 def whole(hidden, unembed, targets):
     """The definition, with all logits at once, in f32."""
     log_p = jax.nn.log_softmax(hidden.astype(jnp.float32) @ unembed.astype(jnp.float32).T)
@@ -25,22 +28,26 @@ def whole(hidden, unembed, targets):
 def weighted(function):
     """A scalar that takes both results with different weights per token: its gradient mixes all of them."""
 
-    def total(hidden, unembed, targets, **options):
-        logp, entropy = function(hidden, unembed, targets, **options)
+    def total(*inputs):
+        logp, entropy = function(*inputs)
         weights = jnp.sin(jnp.arange(logp.size, dtype=jnp.float32)).reshape(logp.shape)
         return jnp.sum(weights * logp + weights[::-1] * 0.7 * entropy)
 
     return total
 
 
+def gradient_of(function):
+    return jax.jit(jax.grad(weighted(function), argnums=(0, 1)))
+
+
 @pytest.mark.parametrize("tokens_per_chunk", [1, 6, 1000])
 def test_values_and_gradients_equal_those_of_full_logits(tokens_per_chunk):
     inputs = problem()
-    got = completion_logprobs(*inputs, tokens_per_chunk=tokens_per_chunk)
+    chunked = partial(completion_logprobs, tokens_per_chunk=tokens_per_chunk)
+    got = jax.jit(chunked)(*inputs)
     for mine, right in zip(got, whole(*inputs), strict=True):
         np.testing.assert_allclose(mine, right, atol=2e-6)
-    mine = jax.grad(weighted(completion_logprobs), argnums=(0, 1))(*inputs, tokens_per_chunk=tokens_per_chunk)
-    for a, b in zip(mine, jax.grad(weighted(whole), argnums=(0, 1))(*inputs), strict=True):
+    for a, b in zip(gradient_of(chunked)(*inputs), gradient_of(whole)(*inputs), strict=True):
         np.testing.assert_allclose(a, b, atol=5e-6)
 
 
@@ -49,19 +56,20 @@ def test_large_logits_stay_finite_and_exact():
     got = completion_logprobs(hidden, unembed, targets)
     for mine, right in zip(got, whole(hidden, unembed, targets), strict=True):
         np.testing.assert_allclose(mine, right, atol=1e-3, rtol=1e-5)
-    gradients = jax.grad(weighted(completion_logprobs), argnums=(0, 1))(hidden, unembed, targets)
+    gradients = gradient_of(completion_logprobs)(hidden, unembed, targets)
     assert all(bool(jnp.isfinite(g).all()) for g in gradients)
 
 
 def test_bf16_weights_get_f32_results_and_gradients_as_good_as_bf16_allows():
     inputs = problem(batch=4, length=64, width=32, vocab=200, dtype=jnp.bfloat16, scale=0.3)
-    got = completion_logprobs(*inputs, tokens_per_chunk=16)
+    chunked = partial(completion_logprobs, tokens_per_chunk=16)
+    got = jax.jit(chunked)(*inputs)
     for mine, right in zip(got, whole(*inputs), strict=True):
         assert mine.dtype == jnp.float32
         np.testing.assert_allclose(mine, right, atol=1e-5)  # bf16 arithmetic would be off by 1e-2
-    mine = jax.grad(weighted(completion_logprobs), argnums=(0, 1))(*inputs, tokens_per_chunk=16)
+    mine = gradient_of(chunked)(*inputs)
     in_f32 = [x.astype(jnp.float32) for x in inputs[:2]]
-    right = jax.grad(weighted(whole), argnums=(0, 1))(*in_f32, inputs[2])
+    right = gradient_of(whole)(*in_f32, inputs[2])
     for a, b in zip(mine, right, strict=True):
         assert a.dtype == jnp.bfloat16
         error = jnp.linalg.norm(a.astype(jnp.float32) - b) / jnp.linalg.norm(b)
@@ -74,7 +82,7 @@ def gradient_temp_bytes(tokens, vocab, function):
         jax.ShapeDtypeStruct((vocab, 8), jnp.float32),
         jax.ShapeDtypeStruct((4, tokens // 4), jnp.int32),
     ]
-    compiled = jax.jit(jax.grad(weighted(function), argnums=(0, 1))).lower(*shapes).compile()
+    compiled = gradient_of(function).lower(*shapes).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
@@ -93,12 +101,13 @@ def test_each_completion_token_is_predicted_by_the_column_before_it(toy):
         toy.forward, toy.unembed, params, data.tokens, data.positions, data.mask, remat=False
     )
     hidden, _ = toy.forward(params, data.tokens, data.positions, remat=False)
-    log_p = jax.nn.log_softmax(hidden @ params["embed"].T)
-    for row, column in np.argwhere(data.mask):
+    log_p = np.asarray(jax.nn.log_softmax(hidden @ params["embed"].T))
+    logp, entropy, mask = np.asarray(logp), np.asarray(entropy), np.asarray(data.mask)
+    for row, column in np.argwhere(mask):
         predicting = log_p[row, toy.prompt + column - 1]
         np.testing.assert_allclose(logp[row, column], predicting[data.tokens[row, toy.prompt + column]], atol=2e-6)
-        np.testing.assert_allclose(entropy[row, column], -jnp.sum(jnp.exp(predicting) * predicting), atol=2e-6)
-    assert not np.any(logp[~data.mask]) and not np.any(entropy[~data.mask])
+        np.testing.assert_allclose(entropy[row, column], -np.sum(np.exp(predicting) * predicting), atol=2e-6)
+    assert not logp[~mask].any() and not entropy[~mask].any()
 
 
 def test_a_completion_without_a_prompt_is_refused(toy):

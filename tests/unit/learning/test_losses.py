@@ -104,7 +104,7 @@ def expected_penalty_gradient(estimator, theta, old, reference):
             **OPTIONS | {"kl_coef": 1.0, "kl_estimator": estimator},
         )[0]
 
-    return jax.grad(loss_of)(theta)
+    return jax.jit(jax.grad(loss_of))(theta)
 
 
 @pytest.mark.parametrize("on_policy", [True, False])
@@ -117,7 +117,7 @@ def test_the_kl_penalty_descends_the_kl_divergence(on_policy):
         log_p = jax.nn.log_softmax(theta)
         return jnp.sum(jnp.exp(log_p) * (log_p - reference))
 
-    right = jax.grad(kl)(theta)
+    right = jax.jit(jax.grad(kl))(theta)
     assert jnp.linalg.norm(right) > 0.1
     for estimator in ("k2", "k3"):
         np.testing.assert_allclose(expected_penalty_gradient(estimator, theta, old, reference), right, atol=1e-6)
@@ -135,7 +135,7 @@ def test_a_clipped_token_gets_no_gradient_and_is_counted():
     def loss_of(logp):
         return policy_loss(logp, zeros, None, zeros, advantages, mask, weights, **OPTIONS)
 
-    gradient, sums = jax.grad(loss_of, has_aux=True)(logp)
+    gradient, sums = jax.jit(jax.grad(loss_of, has_aux=True))(logp)
     np.testing.assert_allclose(gradient, [[0, 0.3, -0.1, 0, -0.22]], atol=1e-6)
     assert sums["clip_fraction"] == 2
     np.testing.assert_allclose(sums["approx_kl"], np.sum(ratios - 1 - np.log(ratios)), rtol=1e-6)
@@ -149,6 +149,7 @@ def test_nothing_outside_the_mask_is_used(algorithm):
     rng = np.random.default_rng(0)
     clean = [jnp.where(mask, rng.normal(size=mask.shape), 0.0) for _ in range(5)]
 
+    @jax.jit
     def run(logp, old, ref, entropy, advantages):
         return policy_loss(logp, old, ref, entropy, advantages, mask, weights, **options)
 

@@ -1,0 +1,105 @@
+"""Logs as JSON lines: every row reaches the file whole, and a resumed run cuts what lies past its checkpoint."""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+
+class JsonLines:
+    """Appends rows to a file. They are with the system when a call returns: a kill tears at most the last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open(path, "ab")
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes one line a row. Numbers that are not finite become null."""
+        self._file.write(b"".join([_encode(row) for row in rows]))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def truncate_after(path: Path, update: int) -> None:
+    """Drops the rows of `path` whose `update` is past the given one, and a last line that a kill tore.
+
+    The file is replaced whole or not at all. A damaged line elsewhere stays, with a warning: it is not ours to lose.
+    """
+    if not path.exists():
+        return
+    kept_to = path.with_name(path.name + ".new")
+    with open(path, "rb") as old, open(kept_to, "wb") as new:
+        for number, line in enumerate(old, start=1):
+            if _keep(line, update, f"{path}:{number}"):
+                new.write(line)
+        new.flush()
+        os.fsync(new.fileno())
+    os.replace(kept_to, path)
+
+
+def move_aside(path: Path) -> Path | None:
+    """Renames the log of an earlier run in the same folder to `<name>.old-N`, so that nothing is written over."""
+    if not path.exists() or path.stat().st_size == 0:
+        return None
+    number = 1
+    while (target := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    os.rename(path, target)
+    return target
+
+
+def to_json(value: Any) -> Any:
+    """`value` in the types that JSON has: numpy and dataclasses become plain, what is not finite becomes null."""
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: to_json(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "__array__"):  # numpy scalars and arrays, and those of JAX, which this room does not import
+        array = np.asarray(value)
+        wide = array.astype(np.float64) if array.dtype.kind not in "biuOSU" else array  # bfloat16 too
+        return to_json(wide.tolist())
+    raise TypeError(f"{type(value).__name__} cannot be written to a log: {value!r}")
+
+
+def _encode(row: Mapping[str, Any]) -> bytes:
+    plain = to_json(row)
+    try:
+        return json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate has no UTF-8; as an escape it survives
+        return json.dumps(plain, allow_nan=False).encode() + b"\n"
+
+
+def _keep(line: bytes, update: int, where: str) -> bool:
+    if not line.endswith(b"\n"):
+        return False  # torn; the row is written again
+    try:
+        row = json.loads(line)
+    except ValueError:
+        log.warning("%s: is not JSON; kept as it is", where)
+        return True
+    return not (isinstance(row, dict) and isinstance(row.get("update"), int) and row["update"] > update)

@@ -283,7 +283,8 @@ EVALUATION_MIX = Mix(
 
 def render(src: str, ref: str, words: Sequence[Word], penalty: float, kind: str) -> Sample:
     """Join the words; neighbours of one error become one span. A damage that changed nothing is no damage."""
-    mt, spans, previous = "", [], Word("")
+    spans: list[Span] = []
+    mt, previous = "", Word("")
     for word in words:
         mt += " " if mt else ""
         start, mt = len(mt), mt + word.text

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from reward_workers.toy.damage import KINDS, Sample, Span, held_out, most_common_reference
+from reward_workers.toy.damage import Sample, Span, held_out, most_common_reference
 from reward_workers.toy.measure import Judged, character_f1, hack_samples, preference, spearman
 from reward_workers.toy.pairs import read_pairs
 
@@ -45,23 +45,19 @@ def load_metricx(folder: str) -> Judge:
 def load_xcomet(folder: str) -> Judge:
     """Badness = 1 - the score, 0 to 1."""
     import torch
-    from comet.models import XCOMETMetric
+
+    from reward_workers.xcomet.model import find_encoder, load_model
 
     torch.set_num_threads(1)
-    model = XCOMETMetric.load_from_checkpoint(
-        f"{folder}/checkpoints/model.ckpt", pretrained_model=f"{folder}/encoder", map_location="cpu", strict=True,
-        load_pretrained_weights=False, local_files_only=True,
-    ).eval()  # fmt: skip
+    model = load_model(folder, find_encoder(folder, None), "cpu")
 
     def judge(samples: Sequence[Sample]) -> list[Judged]:
         order = sorted(range(len(samples)), key=lambda i: len(samples[i].mt) + len(samples[i].src))
         judged: dict[int, Judged] = {}
         for batch in np.array_split(order, len(order) // 64 + 1):
-            with torch.inference_mode():
-                inputs = model.prepare_for_inference([{"mt": samples[i].mt, "src": samples[i].src} for i in batch])
-                said = model.predict_step(inputs)
-            for i, score, spans in zip(batch, said["scores"].tolist(), said["metadata"]["error_spans"], strict=True):
-                found = tuple(Span(s["start"], s["end"], s["severity"]) for s in spans)
+            scores, spans = model.score_batch([{"mt": samples[i].mt, "src": samples[i].src} for i in batch])
+            for i, score, row in zip(batch, scores, spans, strict=True):
+                found = tuple(Span(s["start"], s["end"], s["severity"]) for s in row)
                 judged[i] = Judged(samples[i], 1 - score, found)
         return [judged[i] for i in range(len(samples))]
 
@@ -71,10 +67,15 @@ def load_xcomet(folder: str) -> Judge:
 LOADERS = {"metricx": load_metricx, "xcomet": load_xcomet}
 
 
-def figures(judge: Judge, data: Path, split: str) -> dict[str, Any]:
-    """Spearman and span F1 on the mix; per kind of error and per hack the mean badness and how often clean is better."""
+def figures(judge: Judge, data: Path, split: str, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Spearman and span F1 on the mix; per kind of error and per hack the mean badness and how often clean is better.
+
+    `only` these kinds and hacks, besides `clean` and `mix`; all where it is empty.
+    """
     train, pairs = read_pairs(data / "train.jsonl"), read_pairs(data / f"{split}.jsonl")
     sets = held_out(pairs, train) | hack_samples(pairs, most_common_reference(train))
+    if only:
+        sets = {name: sets[name] for name in ("clean", *only, "mix")}
     names = [name for name, samples in sets.items() for _ in samples]
     everything = judge([s for samples in sets.values() for s in samples])
     judged: dict[str, list[Judged]] = {name: [] for name in sets}
@@ -103,13 +104,13 @@ def table(found: dict[str, Any]) -> str:
         f"mix: Spearman with the penalty {found['spearman']:.3f}; span precision {found['span_precision']:.3f}, "
         f"recall {found['span_recall']:.3f}, F1 {found['span_f1']:.3f}; "
         f"clean sentences with a span {found['clean_marked']:.0%}",
-        f"{'kind':30s} {'n':>4s} {'penalty':>8s} {'badness':>8s} {'median':>8s} {'P(clean better)':>16s} {'span F1':>8s}",
+        f"{'kind':30s} {'n':>4s} {'penalty':>8s} {'badness':>8s} {'median':>8s} {'P(clean better)':>16s} span F1",
     ]
     for name, f in found.items():
         if isinstance(f, dict):
             lines.append(
                 f"{name:30s} {f['samples']:4d} {f['penalty']:8.1f} {f['mean']:8.3f} {f['median']:8.3f} "
-                f"{f['clean_better']:16.2f} {f['span_f1']:8.2f}"
+                f"{f['clean_better']:16.2f} {f['span_f1']:7.2f}"
             )
             lines += ["hacks:"] if name == "mix" else []
     return "\n".join(lines)
@@ -121,9 +122,10 @@ def main() -> None:
     parser.add_argument("folder", help="the checkpoint")
     parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and the split's JSONL")
     parser.add_argument("--split", default="test", choices=("test", "eval"))
+    parser.add_argument("--only", nargs="*", default=(), help="kinds of error or hacks, besides clean and mix")
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
-    found = figures(LOADERS[args.metric](args.folder), args.data, args.split)
+    found = figures(LOADERS[args.metric](args.folder), args.data, args.split, args.only)
     print(table(found))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")

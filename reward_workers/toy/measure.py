@@ -7,7 +7,8 @@ import numpy as np
 
 from reward_workers.toy.damage import Pair, Sample, Span
 
-HACKS: dict[str, Callable[[str, list[str], str], str]] = {  # (source, words of the reference, safe phrase) -> translation
+# (source, words of the reference, safe phrase) -> translation
+HACKS: dict[str, Callable[[str, list[str], str], str]] = {
     "source copied": lambda src, ref, safe: src,
     "one dot": lambda src, ref, safe: ".",
     "three dots": lambda src, ref, safe: "...",

@@ -13,12 +13,17 @@ LAYOUTS = {
 }
 
 
-def train_sentencepiece(texts: Iterable[str], prefix: Path, vocab_size: int, layout: str) -> None:
-    """Write `prefix.model` (and `prefix.vocab`), a unigram model with the special ids of T5 or of XLM-R."""
+def train_sentencepiece(
+    texts: Iterable[str], prefix: Path, vocab_size: int, layout: str, whole: Sequence[str] = ()
+) -> None:
+    """Write `prefix.model` (and `prefix.vocab`), a unigram model with the special ids of T5 or of XLM-R.
+
+    The strings of `whole` are never cut.
+    """
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_prefix=str(prefix), vocab_size=vocab_size, model_type="unigram",
         character_coverage=0.9995, normalization_rule_name="nmt_nfkc", num_threads=1, minloglevel=2,
-        hard_vocab_limit=False, **LAYOUTS[layout],
+        hard_vocab_limit=False, user_defined_symbols=list(whole), **LAYOUTS[layout],
     )  # fmt: skip
 
 

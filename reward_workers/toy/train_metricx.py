@@ -4,7 +4,9 @@
 
 The sentence loss alone stays on the plateau of a constant prediction, and what it learns first is a count of matching
 words, which rewards repetition. Hence three helps, none of which is saved: word tags on the encoder (a dense signal), a
-ranking loss between a translation and its damaged twins, and start values under which likes attend to likes.
+ranking loss between a translation and its damaged twins, and start values under which heads find copies, fields and
+counterparts (`start_metricx`). Held out, a repeated word was seen in 96 % of cases after 250 steps with these and with
+field names that are single pieces, in 60 % after 1000 without both.
 """
 
 import argparse
@@ -26,8 +28,11 @@ from reward_workers.metricx.tokenizer import input_text
 from reward_workers.toy.damage import LOCAL, WHOLE, Mix, Noise, Pair, Sample, draw
 from reward_workers.toy.pairs import draw_pair, read_pairs
 from reward_workers.toy.start import learning_rate_factor, train_sentencepiece, translation_embeddings
+from reward_workers.toy.start_metricx import TRANSLATION, set_embeddings, set_heads
 
-WIDTH, LAYERS, HEADS, HEAD_WIDTH, VOCAB, EXTRA_IDS = 96, 3, 6, 32, 2000, 100
+WIDTH, LAYERS, HEADS, HEAD_WIDTH, VOCAB, EXTRA_IDS = 96, 3, 4, 32, 2000, 100
+DROPOUT = 0.1
+FIELD_NAMES = ("▁source:", "▁candidate:", "▁reference:")  # one piece each
 TRIPLES = 22  # of one batch: a clean translation and two damaged ones each
 REFERENCE_SHARE = 0.25  # of triples that show the reference; the embedded default does not
 JOINED = 0.35
@@ -50,58 +55,37 @@ class Row(NamedTuple):
 
 
 def make_tokenizer(folder: Path, pairs: Sequence[Pair]) -> sentencepiece.SentencePieceProcessor:
-    """T5's layout with byte fallback, trained on the pairs and on the input's own field names."""
+    """T5's layout with byte fallback; the input's own field names are single pieces."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = [text for pair in pairs for text in pair] + [input_text(src, ref, ref) for src, ref in pairs]
-    train_sentencepiece(texts, folder / "spiece", VOCAB, "t5")
+    train_sentencepiece((text for pair in pairs for text in pair), folder / "spiece", VOCAB, "t5", FIELD_NAMES)
     (folder / "spiece.vocab").unlink()
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
 
 
 def make_model(pieces: sentencepiece.SentencePieceProcessor, pairs: Sequence[Pair], seed: int) -> MetricXRegression:
-    """The real class in small, with gentle start values."""
+    """The real class in small, with the start values of `start_metricx`."""
     vocab = pieces.get_piece_size()
     config = MT5Config(
         vocab_size=math.ceil((vocab + EXTRA_IDS) / 16) * 16, d_model=WIDTH, d_kv=HEAD_WIDTH, d_ff=2 * WIDTH,
-        num_layers=LAYERS, num_decoder_layers=1, num_heads=HEADS, feed_forward_proj="gated-gelu", dropout_rate=0.1,
+        num_layers=LAYERS, num_decoder_layers=1, num_heads=HEADS, feed_forward_proj="gated-gelu", dropout_rate=DROPOUT,
         tie_word_embeddings=False, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
         metricx_token_id=vocab + EXTRA_IDS - 11,  # <extra_id_10>, counted from the end as in mT5
     )  # fmt: skip
     model = MetricXRegression(config)
+    random_cut = {"enable_sampling": True, "alpha": 0.3, "nbest_size": -1}
     documents = [
-        [i for text in pair for _ in range(4) for i in pieces.encode(text, enable_sampling=True, alpha=0.3, nbest_size=-1)]
-        + [i for text in pair for i in pieces.encode(text)]
+        [i for text in pair for options in ({}, *[random_cut] * 4) for i in pieces.encode(text, **options)]
         for pair in pairs
     ]
+    translation = translation_embeddings(documents, vocab, WIDTH - TRANSLATION.start, seed)
     with torch.no_grad():
-        model.shared.weight[:vocab] = torch.from_numpy(translation_embeddings(documents, vocab, WIDTH, seed))
-        # the decoder starts from a constant; at unit size that drowns what it reads from the encoder
-        model.shared.weight[0].mul_(0.1)
-        model.decoder.block[0].layer[0].SelfAttention.o.weight.zero_()
+        set_embeddings(model.shared.weight, translation, [pieces.piece_to_id(f) for f in FIELD_NAMES], seed)
+        set_heads(model)
+        model.decoder.block[0].layer[0].SelfAttention.o.weight.zero_()  # one step: nothing to attend to but itself
         model.decoder.block[0].layer[2].DenseReluDense.wo.weight.zero_()
         model.lm_head.weight.zero_()  # of which one row is ever read
         model.lm_head.weight[config.metricx_token_id].normal_(0, 0.05)
-        attend_to_likes(model)
     return model
-
-
-def attend_to_likes(model: MetricXRegression) -> None:
-    """Let the first layers compare each piece with the *other* pieces that resemble it.
-
-    Half of the heads look near by (a repeated word), half anywhere (the translation of a source word). The position bias,
-    which T5 shares among its layers, keeps a piece from finding itself.
-    """
-    bias = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, heads]
-    far = torch.tensor([b % 16 >= 10 for b in range(32)])  # buckets of both directions, from some 11 pieces on
-    bias.zero_()
-    bias[0] = -6.0
-    bias[far, : HEADS // 2] = -4.0
-    for block, logit in ((0, 8.0), (1, 6.0)):
-        attention = model.encoder.block[block].layer[0].SelfAttention
-        basis = torch.cat([torch.linalg.qr(torch.randn(WIDTH, HEAD_WIDTH))[0].T for _ in range(HEADS)])
-        scale = math.sqrt(logit / HEAD_WIDTH * WIDTH / WIDTH)
-        attention.q.weight.copy_(basis * scale)
-        attention.k.weight.copy_(basis * scale)
 
 
 def make_row(pieces: sentencepiece.SentencePieceProcessor, sample: Sample, reference: bool, sampled: bool) -> Row:
@@ -196,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the tiny MetricX checkpoint of the embedded default.")
     parser.add_argument("--data", type=Path, required=True, help="train.jsonl of jax_rl.toy.text")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -206,7 +190,7 @@ def main() -> None:
     pieces = make_tokenizer(args.out, pairs)
     model = make_model(pieces, pairs, args.seed)
     train(model, batches(pieces, pairs, args.seed + 1), args.steps, args.lr)
-    model.eval().save_pretrained(args.out)
+    model.eval().half().save_pretrained(args.out)  # half the size in the repository; workers load it as they are told
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train the tiny XCOMET checkpoint of the embedded default on synthetic errors (some six minutes on one core).
+"""Train the tiny XCOMET checkpoint of the embedded default on synthetic errors (some nine minutes on one core).
 
     .venv-xcomet/bin/python -m reward_workers.toy.train_xcomet --data .cache/toy/train.jsonl --out configs/toy/xcomet
 
@@ -31,7 +31,7 @@ TRAINING_MIX = Mix(
     clean=0.24,
     local=0.40,
     local_weights=dict.fromkeys(LOCAL, 1.0),
-    whole_weights=dict.fromkeys(WHOLE, 1.0) | {"truncate": 2.0, "other": 2.0, "stub": 0.5, "english": 0.5},
+    whole_weights=dict.fromkeys(WHOLE, 1.0) | {"truncate": 2.0, "other": 2.0, "copy": 2.0, "stub": 0.5, "english": 0.5},
 )
 
 
@@ -135,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the tiny XCOMET checkpoint of the embedded default.")
     parser.add_argument("--data", type=Path, required=True, help="train.jsonl of jax_rl.toy.text")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

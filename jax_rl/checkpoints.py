@@ -81,7 +81,7 @@ class Checkpoints:
             os.rename(self._new, current)
         elif self._old.exists() and not current.exists():
             os.rename(self._old, current)
-        for leftover in (self._new, self._old, *self.dir.glob(".checkpoint-*.new"), *self.dir.glob(".checkpoint-*.old")):
+        for leftover in (self._new, self._old, *self.dir.glob(".checkpoint-*.*")):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _prune(self) -> None:

@@ -75,7 +75,7 @@ def collect_experience(
         params,
         run.tokenizer,
         [run.train_prompts[i] for i in indices],
-        indices,
+        indices.tolist(),
         group_size=cfg.generation.num_samples_per_prompt,
         sampling=training_sampling(cfg),
         seed=cfg.misc.seed,

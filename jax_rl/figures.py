@@ -17,10 +17,11 @@ def completion_figures(rollout: Rollout, scores: CompletionScores, metricx_offse
     """One completion in numbers: raw metric values (None where missing), spans by severity, length."""
     values = {name: s.value if isinstance(s, Scored) else None for name, s in scores.scores.items()}
     metricx = values.get("metricx")
-    unscored = isinstance(scores.sequence_reward, Missing)
+    reward = None if isinstance(scores.sequence_reward, Missing) else scores.sequence_reward
+    unscored = reward is None
     severities = [span.severity.lower() for span in scores.spans]
     return {
-        "reward": None if unscored else scores.sequence_reward,
+        "reward": reward,
         "metricx_score": metricx,
         "metricx_reward": None if metricx is None else metricx_offset - metricx,
         "xcomet_score": values.get("xcomet"),

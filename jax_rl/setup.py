@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from jax_rl.config import Config
-from jax_rl.data.examples import load_examples
+from jax_rl.data.examples import Split, load_examples
 from jax_rl.data.prompts import Prompt, encode_prompts
 from jax_rl.errors import UserError
 from jax_rl.models.hf_checkpoint import HFCheckpoint, open_checkpoint
@@ -136,7 +136,7 @@ def _hub_environment(cfg: Config) -> dict[str, str]:
     return ({"HF_TOKEN": token} if token else {}) | ({"HF_HUB_CACHE": cache} if cache else {})
 
 
-def _prompts(cfg: Config, tokenizer: Tokenizer, split: str) -> list[Prompt]:
+def _prompts(cfg: Config, tokenizer: Tokenizer, split: Split) -> list[Prompt]:
     limit = cfg.data.limit if split == "train" else cfg.eval.eval_limit
     examples = load_examples(cfg.data, split, limit)
     return encode_prompts(

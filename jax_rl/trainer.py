@@ -17,6 +17,7 @@ from jax_rl.learning.optimizer import Optimizer, TrainState, init_train_state, m
 from jax_rl.learning.update import UpdatePrograms, make_programs, run_update
 from jax_rl.models.hf_checkpoint import save_model
 from jax_rl.runlog.run_log import RunLog
+from jax_rl.runlog.tables import Evaluated, print_report
 from jax_rl.runlog.timing import PhaseClock
 from jax_rl.setup import Run, open_run
 
@@ -41,16 +42,21 @@ class Progress:
             "config": config_dict(cfg),
             "best_score": self.best_score,
             "best_update": self.best_update,
-            "baseline": self.baseline and self.baseline.to_json(),
-            "latest": self.latest and self.latest.to_json(),
+            "baseline": self.baseline.to_json() if self.baseline else None,
+            "latest": self.latest.to_json() if self.latest else None,
             "latest_update": self.latest_update,
         }
 
     @classmethod
     def from_meta(cls, meta: dict) -> "Progress":
-        reports = {name: meta[name] and EvalReport.from_json(meta[name]) for name in ("baseline", "latest")}
-        plain = {name: meta[name] for name in ("update", "best_score", "best_update", "latest_update")}
-        return cls(**plain, **reports)
+        return cls(
+            update=meta["update"],
+            best_score=meta["best_score"],
+            best_update=meta["best_update"],
+            baseline=EvalReport.from_json(meta["baseline"]) if meta["baseline"] else None,
+            latest=EvalReport.from_json(meta["latest"]) if meta["latest"] else None,
+            latest_update=meta["latest_update"],
+        )
 
 
 def train(cfg: Config) -> None:
@@ -80,7 +86,7 @@ def train(cfg: Config) -> None:
                     log.warning("SIGTERM: saved after update %d; the same command goes on from there", progress.update)
                     return
             save_model(run.output_dir / "final", run.model, state.params, source=run.policy_folder)
-            run_log.finish(progress.baseline, progress.latest)
+            run_log.finish(*_before_and_after(progress, cfg))
 
 
 def start(run: Run, optimizer: Optimizer, checkpoints: Checkpoints) -> tuple[TrainState, Progress, bool]:
@@ -129,7 +135,7 @@ def _one_update(
     return state
 
 
-def _train_row(experience: Experience, stats: dict[str, float], clock: PhaseClock, cfg: Config) -> dict:
+def _train_row(experience: Experience, stats: dict[str, float | None], clock: PhaseClock, cfg: Config) -> dict:
     tokens = float(experience.batch.mask.sum())
     return {
         **experience.figures(cfg.reward.metricx.offset),
@@ -170,15 +176,23 @@ def _evaluate(run: Run, state: TrainState, progress: Progress, run_log: RunLog) 
         save_model(run.output_dir / "best", run.model, state.params, source=run.policy_folder)
 
 
+def _before_and_after(progress: Progress, cfg: Config) -> tuple[Evaluated | None, Evaluated | None]:
+    first, last = progress.baseline, progress.latest
+    before = Evaluated(0, summarize(first, None, cfg), first.outputs) if first else None
+    after = Evaluated(progress.latest_update or 0, summarize(last, first, cfg), last.outputs) if last else None
+    return before, after
+
+
 def evaluate_only(cfg: Config) -> None:
-    """Evaluates the policy, or the checkpoint that a run would resume, and changes nothing else."""
+    """Evaluates the policy, or the checkpoint that a run would go on from, and prints the table. Updates nothing."""
     with open_run(cfg, training=False) as run:
-        optimizer = make_optimizer(cfg.rl)
         checkpoints = Checkpoints(run.output_dir)
-        state, progress, _ = start(run, optimizer, checkpoints)
-        report = evaluate(run.engine, state.params, run.tokenizer, run.eval_prompts, run.scorer, cfg)
-        row = summarize(report, progress.baseline, cfg)
-        print(yaml.safe_dump({"update": progress.update, **row}, sort_keys=False, allow_unicode=True))
+        state, progress, _ = start(run, make_optimizer(cfg.rl), checkpoints)
+        progress.latest = evaluate(run.engine, state.params, run.tokenizer, run.eval_prompts, run.scorer, cfg)
+        progress.latest_update = progress.update
+        before, after = _before_and_after(progress, cfg)
+        assert after is not None  # it was evaluated above
+        print_report(before, after)
 
 
 def config_dict(cfg: Config) -> dict:

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jax_rl.models.cache import Cache
 from jax_rl.models.registry import Model
 from jax_rl.rollout.sampling import SamplingParams, sample_tokens
 
@@ -36,7 +37,7 @@ class Generated:
 class _DecodeState(NamedTuple):
     step: Int[Array, ""]  # completion index of the token to be sampled next
     logits: Float[Array, "B V"]
-    cache: object
+    cache: Cache | None
     prompt_lens: Int[Array, " B"]
     done: Bool[Array, " B"]
     seen: Bool[Array, "B V"] | None
@@ -102,10 +103,11 @@ class RolloutEngine:
     def _prefill_fn(self, params, tokens, positions, *, group_size: int, track_seen: bool) -> _DecodeState:
         prompts, prompt_len = tokens.shape
         cache = self.model.init_cache(prompts, prompt_len + self.max_new_tokens, self.cache_dtype)
-        hidden, cache = self.model.forward(params, tokens, positions, cache=cache)
+        hidden, filled = self.model.forward(params, tokens, positions, cache=cache)
+        assert filled is not None  # a cache was handed in
         logits = self.model.logits(params, hidden[:, -1:])[:, 0]
         expand = partial(jnp.repeat, repeats=group_size, axis=0)
-        cache = self.model.map_cache_rows(cache, lambda a, axis: jnp.repeat(a, group_size, axis=axis))
+        cache = self.model.map_cache_rows(filled, lambda a, axis: jnp.repeat(a, group_size, axis=axis))
         rows, shape = prompts * group_size, (prompts * group_size, self.max_new_tokens)
         seen = None
         if track_seen:

@@ -77,7 +77,7 @@ def sample_tokens(
 
 
 def _gumbel_of_ids(keys: Key[Array, " B"], ids: Int[Array, "B K"]) -> Float[Array, "B K"]:
-    """Gumbel noise that belongs to the token id, not to its rank: two tokens that swap ranks by rounding keep theirs."""
+    """Gumbel noise that belongs to the token id, not to its rank: tokens that swap ranks by rounding keep theirs."""
 
     def of_row(key, row):
         return jax.vmap(lambda i: jax.random.gumbel(jax.random.fold_in(key, i)))(row)

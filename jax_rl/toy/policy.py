@@ -129,7 +129,7 @@ def main() -> None:
     files = DataConfig(train_file=str(args.data / "train.jsonl"), eval_file=str(args.data / "eval.jsonl"))
     train, held_out = load_examples(files, "train", None), load_examples(files, "eval", None)
     args.out.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(train_tokenizer([t for e in train for t in (e.src_text, e.ref_text)], VOCAB_SIZE), args.out)
+    save_tokenizer(train_tokenizer([t for e in train for t in (e.src_text, e.ref_text) if t], VOCAB_SIZE), args.out)
     (args.out / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
     tokenizer, model = Tokenizer.load(args.out), model_from_config(CONFIG)
     pairs, held_out_pairs = encode_pairs(tokenizer, train), encode_pairs(tokenizer, held_out)

@@ -41,6 +41,14 @@ QWEN_TEMPLATE = r"""{%- set ns = namespace(last=-1) %}
     {%- else %}{{- '<think>\n' }}{%- endif %}
 {%- endif %}
 """
+LOOSE_TEMPLATE = """{% set mark = 'a' %}
+{% for message in messages %}
+  {% generation %}
+{{ message.content }}{% set mark = 'b' %}
+  {% endgeneration %}
+{{ mark }}
+{% endfor %}
+"""
 TEXTS = ['안녕 "hi" <x> & y\'s\n', "  two  blanks ", "é 뷁🤯", "", "한 글 <think> <end_of_turn><|im_end|> <bos>"]
 CHATS = [
     [{"role": "user", "content": TEXTS[0]}],
@@ -78,10 +86,11 @@ def test_ids_and_text_are_those_of_transformers(folders, kind):
         ("byte_level_nfc", QWEN_TEMPLATE, {"enable_thinking": False}),
         ("byte_level_nfc", QWEN_TEMPLATE, {"enable_thinking": True, "style": {"b": "<é>", "a": [1, None]}}),
         ("byte_level_nfc", QWEN_TEMPLATE, {"add_generation_prompt": False}),
+        ("byte_level", LOOSE_TEMPLATE, {}),
     ],
 )
 def test_chats_are_those_of_transformers(backends, save_tokenizer, tmp_path, kind, template, kwargs, where):
-    names = {"bos_token": "<bos>", "eos_token": "<eos>"} if kind == "gemma" else {"eos_token": "<|im_end|>"}
+    names: dict = {"bos_token": "<bos>", "eos_token": "<eos>"} if kind == "gemma" else {"eos_token": "<|im_end|>"}
     if where == "tokenizer_config.json":
         names["chat_template"] = template
     elif where == "by name":

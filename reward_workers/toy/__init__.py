@@ -1,8 +1,8 @@
 """The tiny metrics of the embedded default, and how they are made.
 
-`train_metricx` and `train_xcomet` teach models of about a million parameters to find synthetic errors (`damage`) in the
-English-Korean pairs of `jax_rl.toy.text`; `evaluate` measures them on held-out pairs. They share formats, loaders and
-failure surfaces with the real checkpoints, and nothing of their quality. The recipe:
+`train_metricx` and `train_xcomet` teach models of under a million parameters to find synthetic errors (`errors`,
+`damage`) in the English-Korean pairs of `jax_rl.toy.text`; `evaluate` measures them on held-out pairs. They share
+formats, loaders and failure surfaces with the real checkpoints, and nothing of their quality. The recipe:
 
 1. Errors are made afresh for every batch, in pairs or in two joined pairs (`pairs`): fixed ones would be memorised.
 2. A small SentencePiece model; embeddings from latent semantic analysis, so translations start as neighbours (`start`).

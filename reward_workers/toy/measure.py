@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reward_workers.toy.damage import Pair, Sample, Span
+from reward_workers.toy.damage import Sample, Span
+from reward_workers.toy.errors import Pair
 
 # (source, words of the reference, safe phrase) -> translation
 HACKS: dict[str, Callable[[str, list[str], str], str]] = {

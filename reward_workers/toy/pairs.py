@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from reward_workers.toy.damage import Pair
+from reward_workers.toy.errors import Pair
 
 JOINTS = (", ", ". ", " - ", ": ", " ")
 

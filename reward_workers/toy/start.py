@@ -1,8 +1,8 @@
 """What both tiny metrics start from: a SentencePiece model, translation-aware embeddings, a learning-rate curve."""
 
+import io
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import sentencepiece
@@ -13,18 +13,18 @@ LAYOUTS = {
 }
 
 
-def train_sentencepiece(
-    texts: Iterable[str], prefix: Path, vocab_size: int, layout: str, whole: Sequence[str] = ()
-) -> None:
-    """Write `prefix.model` (and `prefix.vocab`), a unigram model with the special ids of T5 or of XLM-R.
+def train_sentencepiece(texts: Iterable[str], vocab_size: int, layout: str, whole: Sequence[str] = ()) -> bytes:
+    """A unigram model with the special ids of T5 or of XLM-R, as the bytes of its file.
 
     The strings of `whole` are never cut.
     """
+    file = io.BytesIO()  # not a path, which the model would carry along
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_prefix=str(prefix), vocab_size=vocab_size, model_type="unigram",
+        sentence_iterator=iter(texts), model_writer=file, vocab_size=vocab_size, model_type="unigram",
         character_coverage=0.9995, normalization_rule_name="nmt_nfkc", num_threads=1, minloglevel=2,
         hard_vocab_limit=False, user_defined_symbols=list(whole), **LAYOUTS[layout],
     )  # fmt: skip
+    return file.getvalue()
 
 
 def translation_embeddings(documents: Sequence[Sequence[int]], vocab_size: int, width: int, seed: int) -> np.ndarray:

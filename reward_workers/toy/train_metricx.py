@@ -1,4 +1,4 @@
-"""Train the tiny MetricX checkpoint of the embedded default on synthetic errors (some minutes on one core).
+"""Train the tiny MetricX checkpoint of the embedded default on synthetic errors (some eight minutes on one core).
 
     .venv-metricx/bin/python -m reward_workers.toy.train_metricx --data .cache/toy/train.jsonl --out configs/toy/metricx
 
@@ -25,7 +25,8 @@ from transformers import MT5Config
 
 from reward_workers.metricx.model import MetricXRegression
 from reward_workers.metricx.tokenizer import input_text
-from reward_workers.toy.damage import LOCAL, WHOLE, Mix, Noise, Pair, Sample, draw
+from reward_workers.toy.damage import Mix, Sample, draw
+from reward_workers.toy.errors import LOCAL, WHOLE, Noise, Pair
 from reward_workers.toy.pairs import draw_pair, read_pairs
 from reward_workers.toy.start import learning_rate_factor, train_sentencepiece, translation_embeddings
 from reward_workers.toy.start_metricx import TRANSLATION, set_embeddings, set_heads
@@ -57,9 +58,9 @@ class Row(NamedTuple):
 def make_tokenizer(folder: Path, pairs: Sequence[Pair]) -> sentencepiece.SentencePieceProcessor:
     """T5's layout with byte fallback; the input's own field names are single pieces."""
     folder.mkdir(parents=True, exist_ok=True)
-    train_sentencepiece((text for pair in pairs for text in pair), folder / "spiece", VOCAB, "t5", FIELD_NAMES)
-    (folder / "spiece.vocab").unlink()
-    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    model = train_sentencepiece((text for pair in pairs for text in pair), VOCAB, "t5", FIELD_NAMES)
+    (folder / "spiece.model").write_bytes(model)
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
 def make_model(pieces: sentencepiece.SentencePieceProcessor, pairs: Sequence[Pair], seed: int) -> MetricXRegression:
@@ -186,6 +187,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
+    sentencepiece.set_random_generator_seed(args.seed)
     pairs = read_pairs(args.data)
     pieces = make_tokenizer(args.out, pairs)
     model = make_model(pieces, pairs, args.seed)

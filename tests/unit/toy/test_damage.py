@@ -5,8 +5,9 @@ from collections import Counter
 
 import pytest
 
-from reward_workers.toy import damage
-from reward_workers.toy.damage import EVALUATION_MIX, KINDS, Mix, Noise, Sample
+from reward_workers.toy import damage, errors
+from reward_workers.toy.damage import EVALUATION_MIX, KINDS, Mix, Sample
+from reward_workers.toy.errors import Noise
 from reward_workers.toy.measure import Judged, character_f1, spearman
 from reward_workers.toy.pairs import draw_pair
 
@@ -18,7 +19,7 @@ PAIRS = [
     ("Open in new browser tab", "새 브라우저 탭에서 열기"),
     ("User settings", "사용자 설정"),
 ]
-EVERYTHING = Mix(0.1, 0.4, dict.fromkeys(damage.LOCAL, 1.0), dict.fromkeys(damage.WHOLE, 1.0))
+EVERYTHING = Mix(0.1, 0.4, dict.fromkeys(errors.LOCAL, 1.0), dict.fromkeys(errors.WHOLE, 1.0))
 
 
 def words_with_marks(sample: Sample) -> list[tuple[str, bool]]:
@@ -55,7 +56,7 @@ def test_spans_lie_in_the_text_and_what_is_unmarked_is_right(kind: str) -> None:
         assert is_subsequence([w for w, wrong in words_with_marks(s) if not wrong], s.ref.split()), s
         assert (s.mt == s.ref) == (kind == "clean") == (s.penalty == 0)
         assert kind in ("clean", "drop", "truncate") or s.spans, s
-        assert 0 <= s.penalty <= damage.WORST
+        assert 0 <= s.penalty <= errors.WORST
 
 
 @pytest.mark.parametrize("kind", ["repeat", "insert", "loop", "double"])
@@ -70,7 +71,7 @@ def test_additions_are_marked_whole(kind: str) -> None:
 
 
 def test_penalties_are_the_weights_of_the_spans() -> None:
-    weigh = damage.WEIGHTS
+    weigh = errors.WEIGHTS
     for kind in ("swap", "garble", "repeat", "insert"):
         for s in samples(kind):
             assert s.penalty == sum(weigh[span.severity] for span in s.spans), s
@@ -86,11 +87,11 @@ def test_worse_means_more_penalty_never_above_25() -> None:
     rng = random.Random(0)
     noise = Noise(PAIRS, rng)
     made = [damage.draw(*draw_pair(PAIRS, rng, 0.5), noise, EVERYTHING) for _ in range(2000)]
-    assert max(s.penalty for s in made) == damage.WORST
+    assert max(s.penalty for s in made) == errors.WORST
     for s in made:
         assert is_subsequence([w for w, wrong in words_with_marks(s) if not wrong], s.ref.split()), s
         if len(set(s.kind.split("+"))) > 1:  # several local errors: at least what the spans weigh
-            assert s.penalty >= min(25, max((damage.WEIGHTS[x.severity] for x in s.spans), default=0)), s
+            assert s.penalty >= min(25, max((errors.WEIGHTS[x.severity] for x in s.spans), default=0)), s
     shares = Counter(s.kind == "clean" for s in made)
     assert 0.08 < shares[True] / len(made) < 0.2
 

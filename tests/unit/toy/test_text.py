@@ -36,7 +36,7 @@ def test_reader_agrees_with_the_standard_library() -> None:
 
 def test_reader_refuses_what_is_not_a_catalogue() -> None:
     with pytest.raises(text.TextError, match="gettext catalogue"):
-        list(text.read_catalogue(b"msgid \"Close\"\nmsgstr \"..\"\n"))
+        list(text.read_catalogue(b'msgid "Close"\nmsgstr ".."\n'))
 
 
 def test_missing_package_is_named() -> None:
@@ -76,9 +76,7 @@ def test_pairs_are_clean_and_unique(splits: dict[str, list[text.Pair]]) -> None:
 
 def test_no_near_duplicate_crosses_the_split(splits: dict[str, list[text.Pair]]) -> None:
     assert all(len(splits[name]) >= 200 for name in text.SPLITS)
-    grams = {
-        name: [(text.trigrams(p.src), text.trigrams(p.ref), p) for p in part] for name, part in splits.items()
-    }
+    grams = {name: [(text.trigrams(p.src), text.trigrams(p.ref), p) for p in part] for name, part in splits.items()}
     for a, b in itertools.combinations(text.SPLITS, 2):
         for (src_a, ref_a, x), (src_b, ref_b, y) in itertools.product(grams[a], grams[b]):
             assert jaccard(src_a, src_b) < text.NEAR_DUPLICATE, (x, y)

@@ -100,10 +100,12 @@ def figures(judge: Judge, data: Path, split: str, only: Sequence[str] = ()) -> d
 
 def table(found: dict[str, Any]) -> str:
     """The figures as lines of text."""
+    spans = (
+        f"span precision {found['span_precision']:.3f}, recall {found['span_recall']:.3f}, F1 {found['span_f1']:.3f}; "
+        f"clean sentences with a span {found['clean_marked']:.0%}"
+    )
     lines = [
-        f"mix: Spearman with the penalty {found['spearman']:.3f}; span precision {found['span_precision']:.3f}, "
-        f"recall {found['span_recall']:.3f}, F1 {found['span_f1']:.3f}; "
-        f"clean sentences with a span {found['clean_marked']:.0%}",
+        f"mix: Spearman with the penalty {found['spearman']:.3f}; {spans if found['span_f1'] else 'marks no spans'}",
         f"{'kind':30s} {'n':>4s} {'penalty':>8s} {'badness':>8s} {'median':>8s} {'P(clean better)':>16s} span F1",
     ]
     for name, f in found.items():

@@ -34,8 +34,8 @@ class Cache:
     """
 
     layers: dict[str, Any]
-    positions: Int[Array, "B S"]
-    length: Int[Array, ""]
+    positions: Any  # Int[Array, "B S"]; any leaf, as this is a pytree: shapes before there are values, axes for vmap
+    length: Any  # Int[Array, ""]
 
     @property
     def slots(self) -> int:

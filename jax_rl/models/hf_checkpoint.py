@@ -75,7 +75,10 @@ def open_checkpoint(folder: Path) -> HFCheckpoint:
         raise ModelError(f"there is no folder {folder}")
     model = model_from_config(read_config(folder))
     tensors, problems = list_tensors(folder)
-    layout = find_layout(tensors, model.family)
+    try:
+        layout = find_layout(tensors, model.family)
+    except ModelError as error:
+        raise _refusal(folder, [*problems, str(error)]) from error
     model = _with_the_head_as_stored(model, layout, tensors)
     expected = {layout.stored_name(name): spec for spec in spec_leaves(model.specs) for name in spec.hf_names}
     known = expected.keys() | {layout.head}
@@ -85,8 +88,12 @@ def open_checkpoint(folder: Path) -> HFCheckpoint:
     for name, spec in expected.items():
         problems += _mismatch(name, spec, tensors[name]) if name in tensors else []
     if problems:
-        raise ModelError(f"{folder} does not hold the model of its config.json:\n  " + "\n  ".join(problems))
+        raise _refusal(folder, problems)
     return HFCheckpoint(folder, model, layout, tensors)
+
+
+def _refusal(folder: Path, problems: list[str]) -> ModelError:
+    return ModelError(f"{folder} does not hold the model of its config.json:\n  " + "\n  ".join(problems))
 
 
 def _with_the_head_as_stored(model: Model, layout: Layout, tensors: dict[str, StoredTensor]) -> Model:

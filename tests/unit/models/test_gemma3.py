@@ -10,7 +10,7 @@ import torch
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from jax_rl.models import gemma3
-from jax_rl.models.hf_checkpoint import load_model
+from jax_rl.models.hf_checkpoint import load_model, open_checkpoint
 from jax_rl.models.params import spec_leaves
 
 TOLERANCE = 1e-4  # of logits up to about 15
@@ -83,9 +83,10 @@ def test_prefill_and_decoding_past_the_window_give_the_logits_of_transformers(pa
     assert int(cache.length) == 24 + STEPS
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_gradients_of_a_completions_logprob_are_those_of_torch(pair, rows, remat):
-    hf, model, params = pair
+@pytest.mark.parametrize("kind, remat", [("text", False), ("text", True), ("wrapper", True)])
+def test_gradients_of_a_completions_logprob_are_those_of_torch(request, rows, kind, remat):
+    hf = request.getfixturevalue(f"{kind}_hf")
+    model, params = load_model(request.getfixturevalue(f"{kind}_folder"), jnp.float32)
     row, start = rows[1], LENGTHS[1]
     hf.zero_grad()
     log_probs = hf(input_ids=torch.tensor(row)[None], use_cache=False).logits[0].log_softmax(-1)
@@ -117,8 +118,8 @@ def test_an_untied_head_is_used(make_text_model, text_hf, tmp_path):
     assert np.abs(expected - tied).max() > 1  # the head makes a difference
 
 
-def test_a_padding_token_changes_nothing(pair, rows):
-    _, model, params = pair
+def test_a_padding_token_changes_nothing(text_folder, rows):
+    model, params = load_model(text_folder, jnp.float32)
     forward = make_forward(model)
     tokens, positions = padded(rows, LENGTHS, 30, "left")
     other = np.where(positions >= 0, tokens, 77)
@@ -127,9 +128,9 @@ def test_a_padding_token_changes_nothing(pair, rows):
     assert np.isfinite(a).all()
 
 
-def test_bfloat16_embeddings_are_those_of_transformers_bit_for_bit(pair):
+def test_bfloat16_embeddings_are_those_of_transformers_bit_for_bit(text_folder):
     """The root of 2560 is 50.596, in bfloat16 50.5."""
-    cfg = dataclasses.replace(pair[1].cfg, hidden_size=2560)
+    cfg = dataclasses.replace(open_checkpoint(text_folder).model.cfg, hidden_size=2560)
     table = torch.nn.init.normal_(torch.empty(8, 2560)).bfloat16()
     theirs = Gemma3TextScaledWordEmbedding(8, 2560, 0, embed_scale=2560**0.5).bfloat16()
     theirs.weight.data = table

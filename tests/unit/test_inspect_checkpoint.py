@@ -159,14 +159,21 @@ def test_a_cut_safetensors_file_is_named(hugging_face: Path) -> None:
         main([str(hugging_face)])
 
 
-@pytest.mark.parametrize("damage", ["_METADATA", "manifest.ocdbt", "d"])
-def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, damage: str) -> None:
+def run_command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jax_rl.inspect_checkpoint", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("damage", ["_METADATA", "d"])
+def test_a_damaged_checkpoint_ends_with_2_and_no_traceback_of_ours(tmp_path: Path, damage: str) -> None:
+    # in a process of its own: Orbax leaves threads behind that fail later
     folder = save(tmp_path, make_state())
     victim = folder / "state" / damage
-    for path in sorted(victim.iterdir()) if victim.is_dir() else [victim]:
+    for path in victim.iterdir() if victim.is_dir() else [victim]:
         path.unlink()
-    with pytest.raises(CheckpointError, match="damaged"):
-        main([str(folder)])
+    done = run_command(folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"error: {folder / 'state'} is damaged" in done.stderr and "inspect_checkpoint.py" not in done.stderr
 
 
 def test_two_that_have_nothing_in_common(checkpoint: Path, hugging_face: Path) -> None:
@@ -174,17 +181,18 @@ def test_two_that_have_nothing_in_common(checkpoint: Path, hugging_face: Path) -
         main([str(checkpoint), "--diff", str(hugging_face), "--param", "params|model"])
 
 
-@pytest.mark.parametrize(
-    "make", [lambda p: None, lambda p: p.mkdir(), lambda p: (p.mkdir(), (p / "meta.json").touch())]
-)
-def test_a_folder_that_is_no_checkpoint_ends_with_2_and_one_line(tmp_path: Path, make: Any) -> None:
-    folder = tmp_path / "x"
-    make(folder)
-    done = subprocess.run(
-        [sys.executable, "-m", "jax_rl.inspect_checkpoint", folder], capture_output=True, text=True, timeout=120
-    )
+def test_a_folder_that_is_no_checkpoint_ends_with_2_and_one_line(tmp_path: Path) -> None:
+    done = run_command(tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1 and "is not a checkpoint" in done.stderr and str(folder) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "is not a checkpoint" in done.stderr and str(tmp_path) in done.stderr
+
+
+def test_what_looks_a_little_like_a_checkpoint_is_refused_too(tmp_path: Path) -> None:
+    (tmp_path / "meta.json").write_text("{}")
+    for folder in (tmp_path, tmp_path / "none", tmp_path / "meta.json"):
+        with pytest.raises(CheckpointError, match="is not a checkpoint"):
+            main([str(folder)])
 
 
 def test_help_needs_no_jax() -> None:
@@ -223,7 +231,7 @@ def test_the_memory_does_not_grow_with_the_number_of_arrays(tmp_path: Path) -> N
     hub.mkdir()
     write_safetensors(hub / "model.safetensors", {name: ("F32", array) for name, array in big.items()})
     (hub / "config.json").write_text("{}")
-    for arguments in ([run_folder], [hub], [run_folder, "--diff", run_folder]):
+    for arguments in ([hub], [run_folder, "--diff", run_folder]):
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, *map(str, arguments)],
             capture_output=True, text=True, timeout=120, env=os.environ | give_back,

@@ -66,7 +66,8 @@ def act(action, argument):
 
 
 if __name__ == "__main__":
-    print("noise before anything else")
     parser = argparse.ArgumentParser()
     serve.add_channel_arguments(parser)
-    serve.serve(serve.open_channel(parser.parse_args()), FakeWorker)
+    channel = serve.open_channel(parser.parse_args())
+    print("noise before anything else")
+    serve.serve(channel, FakeWorker)

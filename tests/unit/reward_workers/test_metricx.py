@@ -6,6 +6,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+
 from jax_rl.config.schema import MetricXConfig
 from jax_rl.rewards.metricx import MetricXMetric
 from jax_rl.rewards.types import Missing, Scored

@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from reward_workers.metricx.model import load_model  # noqa: E402
+from reward_workers.metricx.model import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of other people's code
 
@@ -42,7 +41,7 @@ def test_scores_do_not_depend_on_the_version_of_transformers(tiny_metricx, folde
 
 
 def test_what_tie_word_embeddings_says_changes_nothing(tiny_metricx, folder):
-    """transformers 5 sets it for every mT5; code that obeys it divides the scores by sqrt(d_model), or ties the head."""
+    """transformers 5 sets it for every mT5; code that obeys it scales the scores, or ties the head."""
     edit_json(folder / "config.json", tie_word_embeddings=True)
     model = load_model(str(folder), torch.float32, "cpu")
     assert model.score_ids(tiny_metricx.expected["ids"]) == pytest.approx(tiny_metricx.expected["qe"], abs=1e-3)

@@ -4,6 +4,7 @@ import dataclasses
 import unicodedata
 
 import pytest
+
 from jax_rl.config.schema import XCometConfig
 from jax_rl.rewards.types import Missing, Scored
 from jax_rl.rewards.worker_client import WorkerStartError

@@ -1,16 +1,16 @@
 """Run by .venv-metricx: makes a tiny random MetricX checkpoint and says what plain transformers computes with it.
 
-Neither uses this project's model or tokenizer code. `tiny_metricx.py FOLDER LIMIT` writes FOLDER/expected.json: `pairs`,
-their scores `qe` and `ref`, the token ids of the former; a pair with a `long` source and its scores when that is
-`shortened` to LIMIT tokens or a few less; a character that makes the score NaN (`poison`).
+Neither uses this project's model or tokenizer code. `tiny_metricx.py FOLDER LIMIT` writes FOLDER/expected.json:
+`pairs`, their scores `qe` and `ref`, the token ids of the former; a pair with a `long` source and its scores when that
+is `shortened` to LIMIT tokens or a few less; a character that makes the score NaN (`poison`).
 """
 
 import json
 import sys
 from pathlib import Path
 
-import sentences
 import sentencepiece
+import sentences
 import torch
 from transformers import MT5Config, MT5ForConditionalGeneration, T5Tokenizer
 

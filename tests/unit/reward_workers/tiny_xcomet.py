@@ -1,16 +1,16 @@
 """Run by .venv-xcomet: makes a tiny random XCOMET checkpoint and says what COMET's own `predict` gives with it.
 
 `tiny_xcomet.py FOLDER` writes FOLDER/expected.json: `pairs` and their predictions `qe` and `ref`, each {"scores",
-"spans"}; a pair with a `long` source and its predictions when that is `shortened` to what fits or a few tokens less; a character that makes
-the score NaN (`poison`).
+"spans"}; a pair with a `long` source and its predictions when that is `shortened` to what fits or a few tokens less; a
+character that makes the score NaN (`poison`).
 """
 
 import json
 import sys
 from pathlib import Path
 
-import sentences
 import sentencepiece
+import sentences
 import torch
 import yaml
 from comet.models import XCOMETMetric

@@ -12,7 +12,7 @@ import numpy as np
 from jax_rl.config.schema import Config
 from jax_rl.credit import to_translations
 from jax_rl.data.prompts import Prompt
-from jax_rl.figures import completion_figures, output_row
+from jax_rl.figures import completion_figures, output_row, scoring_figures
 from jax_rl.rewards.scoring import CompletionScores, Scorer
 from jax_rl.rollout.collect import RolloutBatch, generate_rollouts
 from jax_rl.rollout.engine import RolloutEngine
@@ -28,6 +28,7 @@ class EvalReport:
 
     figures: dict[str, Figures]  # by decoding: greedy; sampled (the mean over each example's samples); and colder,
     # the same at eval.baseline_temperature, which shows what sharpening alone would give
+    scoring: dict[str, float | None]  # what was missing or unknown
     corpus: dict[str, float | str]  # chrF++ and BLEU of the greedy translations, with sacrebleu's signatures
     outputs: list[dict]  # one row per greedy completion, as in eval_outputs.jsonl
 
@@ -80,7 +81,7 @@ def evaluate(
         if with_baseline_temperature and cfg.eval.baseline_temperature is not None:
             figures["colder"] = _figures(run(cfg.eval.baseline_temperature, samples), samples, offset)
     outputs = [output_row(batch, row, s) for batch, scores in greedy for row, s in enumerate(scores)]
-    return EvalReport(figures, corpus_scores(outputs, cfg), outputs)
+    return EvalReport(figures, scoring_figures(scorer.take_counts()), corpus_scores(outputs, cfg), outputs)
 
 
 def _figures(scored: list[tuple[RolloutBatch, list[CompletionScores]]], group_size: int, offset: float) -> Figures:
@@ -135,7 +136,7 @@ def summarize(report: EvalReport, baseline: EvalReport | None, cfg: Config) -> d
             row |= _describe(key, values, cfg.eval.bootstrap_resamples)
             if before is not None:
                 row |= _describe_difference(key, values, before[name], cfg.eval.bootstrap_resamples)
-    return row | report.corpus
+    return row | report.scoring | report.corpus
 
 
 def select_score(greedy: Figures, cfg: Config) -> float | None:

@@ -9,7 +9,7 @@ import numpy as np
 from jax_rl.config.schema import RewardConfig
 from jax_rl.credit import Credit, assign_credit, to_translations
 from jax_rl.data.order import prompt_indices
-from jax_rl.figures import output_row, update_figures
+from jax_rl.figures import output_row, scoring_figures, update_figures
 from jax_rl.learning.advantages import Advantages, compute_advantages
 from jax_rl.learning.update import UpdateBatch, UpdatePrograms, batched_logprobs
 from jax_rl.models.params import Params
@@ -35,6 +35,7 @@ class Experience:
     credit: Credit
     advantages: Advantages
     ref_logp: np.ndarray | None  # [B, T] float32
+    scoring: dict[str, float | None]  # what was missing or unknown
 
     def update_batch(self) -> UpdateBatch:
         return UpdateBatch(
@@ -43,12 +44,13 @@ class Experience:
             mask=np.asarray(self.advantages.valid),
             advantages=np.asarray(self.advantages.advantages),
             ref_logp=self.ref_logp,
+            sampler_logp=self.batch.logp,
         )
 
     def figures(self, metricx_offset: float) -> dict[str, float | None]:
         """The part of a `train` row that is known before the update."""
         stats = {name: float(value) for name, value in self.advantages.stats.items()}
-        return update_figures(self.batch, self.scores, self.credit, metricx_offset) | stats
+        return update_figures(self.batch, self.scores, self.credit, metricx_offset) | self.scoring | stats
 
     def output_rows(self, update: int) -> list[dict]:
         """Rows of train_rollouts.jsonl."""
@@ -89,6 +91,7 @@ def collect_experience(
         ref_logp = _reference_logprobs(run, programs, batch)
     with clock.phase("score_wait"):
         scores = [score for _, future in under_way for score in future.result()]
+    scoring = scoring_figures(run.scorer.take_counts())
     credit = assign_credit(batch, scores, cfg.reward)
     _require_scores(scores, cfg.reward)
     advantages = compute_advantages(
@@ -104,7 +107,7 @@ def collect_experience(
     )
     if ref_logp is not None:
         batch = replace(batch, rollouts=_with_reference(batch, ref_logp))
-    return Experience(batch, scores, credit, advantages, ref_logp)
+    return Experience(batch, scores, credit, advantages, ref_logp, scoring)
 
 
 def _reference_logprobs(run: Run, programs: UpdatePrograms, batch: RolloutBatch) -> np.ndarray | None:

@@ -1,13 +1,16 @@
 """Numbers and rows for the logs: one completion, one update."""
 
+import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from jax_rl.credit import Credit
-from jax_rl.rewards.scoring import CompletionScores
+from jax_rl.rewards.scoring import CompletionScores, ScoringCounts
 from jax_rl.rewards.types import Missing, Scored
 from jax_rl.rollout.collect import Rollout, RolloutBatch
+
+log = logging.getLogger(__name__)
 
 SEVERITIES = ("minor", "major", "critical")
 Value = float | None
@@ -47,6 +50,22 @@ def output_row(batch: RolloutBatch, row: int, scores: CompletionScores) -> dict:
         "missing": {n: s.reason for n, s in scores.scores.items() if isinstance(s, Missing)},
         "sequence_reward": None if isinstance(scores.sequence_reward, Missing) else scores.sequence_reward,
         "spans": [vars(span) for span in scores.spans],
+    }
+
+
+def scoring_figures(counts: ScoringCounts) -> dict[str, Value]:
+    """What was missing or unknown, for a log row. What depends on the cache goes to the text log alone.
+
+    A resumed run finds more scores in the cache, and its rows must be those of a run that was never stopped.
+    """
+    events = {name: count for name, count in counts.events.items() if not name.endswith(("/cache_hits", "/asked"))}
+    if events:
+        log.info("scoring: %s", ", ".join(f"{count} x {name}" for name, count in sorted(events.items())))
+    if counts.unknown_severities:
+        log.warning("%d error spans have a severity without a weight and count as 0", counts.unknown_severities)
+    return {
+        "missing_scores": float(sum(counts.missing.values())),
+        "unknown_severities": float(counts.unknown_severities),
     }
 
 

@@ -22,6 +22,8 @@ from jax_rl.learning.optimizer import Optimizer, TrainState
 
 BatchArray = Any  # a numpy array on the host, a jax array inside a program
 
+PER_TOKEN = ("approx_kl", "clip_fraction", "entropy", "kl_to_reference", "sampler_logp_gap")
+
 LogprobFn = Callable[[Params, BatchArray, BatchArray, BatchArray], Float32[Array, "B T"]]
 UpdateStep = Callable[[TrainState, "UpdateBatch"], tuple[TrainState, Sums]]
 
@@ -37,6 +39,7 @@ class UpdateBatch:
     advantages: BatchArray  # [B, T] f32
     ref_logp: BatchArray | None = None  # [B, T] f32, the reference's; needed iff kl_coef != 0
     old_logp: BatchArray | None = None  # [B, T] f32; None: the policy that is being updated drew the tokens
+    sampler_logp: BatchArray | None = None  # [B, T] f32, what the sampler computed; only its gap to old_logp is logged
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def make_update_step(
             forward, unembed, params, batch.tokens, batch.positions, batch.mask, remat=True
         )
         old_logp = jax.lax.stop_gradient(logp) if batch.old_logp is None else batch.old_logp
-        return policy_loss(
+        loss, sums = policy_loss(
             logp,
             old_logp,
             batch.ref_logp,
@@ -91,6 +94,10 @@ def make_update_step(
             kl_estimator=rl.kl_estimator,
             entropy_coef=rl.entropy_coef,
         )
+        if batch.sampler_logp is not None:
+            gap = jnp.abs(old_logp - batch.sampler_logp)
+            sums["sampler_logp_gap"] = jax.lax.stop_gradient(jnp.sum(jnp.where(batch.mask, gap, 0.0)))
+        return loss, sums
 
     def accumulate(params: Params, batch: UpdateBatch) -> tuple[Params, Sums]:
         rows = batch.mask.reshape(-1, batch.mask.shape[-1])
@@ -131,9 +138,9 @@ def run_update(
     token in the mask. Old logprobs take a forward pass only if more than one optimizer step is made. The state is
     donated. Stops early when `skipped_in_row` reaches max_skipped_steps: then the caller saves the state and stops.
 
-    Returns averages over the applied steps (loss, policy_loss and grad_norm per step; approx_kl, clip_fraction, entropy
-    and kl_to_reference per token; None where there is nothing to average), and the counts token_count (summed over the
-    applied steps), optimizer_steps and skipped_steps.
+    Returns averages over the applied steps (loss, policy_loss and grad_norm per step, those of PER_TOKEN per token;
+    None where there is nothing to average), and the counts token_count (summed over the applied steps),
+    optimizer_steps and skipped_steps. sampler_logp_gap is the mean |old_logp - sampler_logp|.
     """
     if rl.kl_coef and data.ref_logp is None:
         raise ValueError(f"rl.kl_coef is {rl.kl_coef} but the batch has no ref_logp: compute it, or set kl_coef to 0")
@@ -193,7 +200,7 @@ def _average(steps: list[dict[str, float]]) -> dict[str, float | None]:
 
     return {
         **{name: mean(name, float(len(good))) for name in ("loss", "policy_loss", "grad_norm")},
-        **{name: mean(name, tokens) for name in ("approx_kl", "clip_fraction", "entropy", "kl_to_reference")},
+        **{name: mean(name, tokens) for name in PER_TOKEN},
         "token_count": tokens,
         "optimizer_steps": float(len(good)),
         "skipped_steps": float(len(steps) - len(good)),

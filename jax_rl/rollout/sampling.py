@@ -41,9 +41,7 @@ def sample_keys(seed: int, stream: int, prompt_ids: Int[np.ndarray, " N"], group
     return jax.vmap(of_prompt)(jnp.asarray(prompt_ids)).reshape(-1)
 
 
-def penalize_repetition(
-    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float
-) -> Float[Array, "B V"]:
+def penalize_repetition(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float) -> Float[Array, "B V"]:
     """CTRL's penalty (Keskar et al. 2019) on every token of the prompt and of the completion so far."""
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 

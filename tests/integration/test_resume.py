@@ -1,0 +1,85 @@
+"""Kills of the trainer and of a worker: the run that goes on is bit for bit the run that was never stopped."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def uninterrupted(folder, start_training):
+    """The run that the others are compared with: made once, then only read (a run that is complete does no update)."""
+    run = start_training(folder / "uninterrupted")
+    assert run.finish() == 0, run.stderr[-3000:]
+    return run
+
+
+def assert_same_run(run, reference):
+    assert [(row["type"], row["update"]) for row in run.log()] == [(r["type"], r["update"]) for r in reference.log()]
+    for row, expected in zip(run.log(), reference.log()):
+        assert row == expected
+    ours, theirs = (load_file(r.log_path.parent / "final" / "model.safetensors") for r in (run, reference))
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def test_sigkill_of_the_trainer_between_checkpoints(folder, start_training, uninterrupted):
+    """Killed after update 5; the newest checkpoint is update 4's, so update 5 is made again."""
+    killed = start_training(folder / "killed")
+    killed.wait_for_update(5)
+    killed.kill()
+    rows = [(row["type"], row["update"]) for row in killed.log()]
+    assert rows[-1] == ("train", 5)
+    resumed = start_training(folder / "killed")
+    assert resumed.finish() == 0, resumed.stderr[-3000:]
+    assert "resumed" in resumed.stderr and "at update 4" in resumed.stderr
+    assert_same_run(resumed, uninterrupted)
+
+
+def test_sigkill_of_a_worker_in_the_middle_of_a_request(folder, start_training, uninterrupted):
+    """The worker is stopped, so that the next request reaches it and stays with it, and then killed."""
+    run = start_training(folder / "worker_killed")
+    run.wait_for_update(1)
+    worker = run.workers()["metricx"]
+    os.kill(worker, signal.SIGSTOP)
+    before = len(run.log())
+    time.sleep(4)
+    assert len(run.log()) <= before + 1, "the trainer should be waiting for the stopped worker"
+    os.kill(worker, signal.SIGKILL)
+    assert run.finish() == 0, run.stderr[-3000:]
+    lines = [line for line in run.stderr.splitlines() if "restart" in line]
+    assert len(lines) == 1 and "metricx worker" in lines[0] and "SIGKILL" in lines[0] and "restart 1 of 3" in lines[0]
+    assert_same_run(run, uninterrupted)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(folder, start_training, uninterrupted):
+    stopped = start_training(folder / "terminated")
+    stopped.wait_for_update(1)
+    stopped.process.send_signal(signal.SIGTERM)
+    assert stopped.finish() == 0, stopped.stderr[-3000:]
+    assert "SIGTERM: saved after update" in stopped.stderr
+    assert not (folder / "terminated" / "final").exists()
+    resumed = start_training(folder / "terminated")
+    assert resumed.finish() == 0, resumed.stderr[-3000:]
+    assert_same_run(resumed, uninterrupted)
+
+
+def test_a_killed_trainer_leaves_no_worker_behind(folder, start_training):
+    run = start_training(folder / "orphans")
+    run.wait_for("both workers", lambda: len(run.workers()) == 2)
+    workers = run.workers()
+    run.kill()
+    end = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers.values()):
+        assert time.monotonic() < end, f"still there: {workers}"
+        time.sleep(0.1)

@@ -1,0 +1,158 @@
+"""Runs of the toy config through the command line: what is written, what must not matter, what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from jax_rl import train
+from jax_rl.config import load_config
+
+
+def test_what_a_run_leaves_behind(tmp_path, start_training):
+    out = tmp_path / "run"
+    run = start_training(out, "logging.tensorboard=true", "logging.keep_last_n_checkpoints=2", workers=False)
+    assert run.finish() == 0, run.stderr[-3000:]
+    names = {p.name for p in out.iterdir()}
+    assert names >= {"resolved_config.yaml", "train_log.jsonl", "train_rollouts.jsonl", "eval_outputs.jsonl"}
+    assert names >= {"tensorboard", "checkpoint-4", "checkpoint-6", "resume_latest", "best", "final"}
+    assert "checkpoint-2" not in names and not [n for n in names if n.startswith(".")]
+    kinds = [(row["type"], row["update"]) for row in run.log()]
+    updates = [("train", n) for n in range(1, 7)]
+    assert kinds == [("eval", 0), *updates[:3], ("eval", 3), *updates[3:], ("eval", 6)]
+    required = (
+        "rollout_avg_completion_len adv_raw_mean adv_raw_std adv_norm_mean adv_norm_std policy_loss approx_kl "
+        "clip_fraction entropy kl_to_reference token_count metricx_score_mean metricx_score_std metricx_reward_mean "
+        "metricx_reward_std xcomet_score_mean xcomet_score_std mqm_score_mean mqm_score_std token_rewards_mean "
+        "token_rewards_std token_rewards_non_zero_ratio span_minor_mean span_major_mean span_critical_mean "
+        "learning_rate grad_norm zero_variance_group_fraction truncated_fraction unscored_fraction"
+    ).split()
+    with open(out / "train_log.jsonl") as file:
+        train_row = next(row for row in map(json.loads, file) if row["type"] == "train")
+    assert not set(required) - train_row.keys()
+    assert {k for k in train_row if k.startswith("seconds_")} >= {"seconds_rollout", "seconds_update", "seconds_total"}
+    rollouts = [json.loads(line) for line in (out / "train_rollouts.jsonl").read_text().splitlines()]
+    assert len(rollouts) == 6 * 4 * 4
+    assert {"completion_text", "scores", "spans", "advantage", "finish_reason"} <= rollouts[0].keys()
+    again = load_config(out / "resolved_config.yaml")
+    assert again.rl.updates == 6 and again.logging.output_dir == str(out)
+
+
+def test_a_finished_run_started_again_changes_nothing(tmp_path, start_training):
+    first = start_training(tmp_path / "run", "rl.updates=2", workers=False)
+    assert first.finish() == 0, first.stderr[-3000:]
+    log, weights = first.log(), (tmp_path / "run/final/model.safetensors").read_bytes()
+    again = start_training(tmp_path / "run", "rl.updates=2", workers=False)
+    assert again.finish() == 0, again.stderr[-3000:]
+    assert again.log() == log
+    assert (tmp_path / "run/final/model.safetensors").read_bytes() == weights
+
+
+def test_micro_batches_change_no_loss(tmp_path, start_training):
+    """Micro-batches of 1 and of 16 completions: the same samples, and losses equal to 1e-5."""
+    logs = []
+    for size in (1, 16):
+        run = start_training(tmp_path / str(size), f"rl.micro_batch_size={size}", "rl.updates=3", workers=False)
+        assert run.finish() == 0, run.stderr[-3000:]
+        logs.append([row for row in run.log() if row["type"] == "train"])
+    for ours, theirs in zip(*logs):
+        assert ours["rollout_avg_completion_len"] == theirs["rollout_avg_completion_len"]
+        for name in ("loss", "policy_loss", "entropy", "kl_to_reference", "grad_norm"):
+            np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5, rtol=1e-5, err_msg=name)
+
+
+def test_too_few_scores_stop_the_run_with_its_state_saved(tmp_path, start_training):
+    """No example has a reference, so chrF, the only reward, is missing for every completion."""
+    rows = [{"id": i, "src_text": f"File {i}"} for i in range(8)]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "run"
+    overrides = [f"data.train_file={data}", f"data.eval_file={data}", "data.limit=8", "eval.run_before_train=false"]
+    run = start_training(out, *overrides, workers=False)
+    assert run.finish() == 1
+    assert "only 0 of 16 completions have a score, less than reward.min_scored_fraction 0.5" in run.stderr
+    assert "16 x chrf: " in run.stderr
+    assert (out / "checkpoint-0" / "meta.json").is_file()
+
+
+@pytest.fixture
+def bad_run(tmp_path, repo, capsys):
+    """Runs the command with a changed toy config; returns (exit code, stderr, whether anything was written)."""
+
+    def run(*overrides: str, text: str | None = None) -> tuple[int, str, bool]:
+        config = tmp_path / "bad.yaml"
+        if text is None:
+            text = (repo / "configs/train_toy.yaml").read_text()
+            text = text.replace("../", f"{repo}/").replace(" toy/", f" {repo}/configs/toy/")
+        config.write_text(text)
+        code = train.main(["--config", str(config), f"logging.output_dir={tmp_path / 'out'}", *overrides])
+        return code, capsys.readouterr().err, (tmp_path / "out").exists()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rl.updats=3", "rl.updates"),
+        ("rl.updates=many", "rl.updates"),
+        ("data.train_file=/nowhere/train.jsonl", "/nowhere/train.jsonl"),
+        ("prompt.template=Translate", "{text}"),
+        ("model.reference_gpu_ids=[1, 2]", "model.reference_gpu_ids"),
+        ("model.policy_name_or_path=/nowhere/policy", "/nowhere/policy"),
+        ("logging.resume_from_checkpoint={folder}", "is not a checkpoint"),
+    ],
+)
+def test_bad_values_are_refused_with_one_message(bad_run, tmp_path, override, message):
+    overrides = [override.replace("{folder}", str(tmp_path))]
+    if "gpu_ids" in override:
+        overrides.append("model.policy_gpu_ids=[0, 1]")
+    code, stderr, wrote = bad_run(*overrides)
+    assert code == 2
+    assert message in stderr and "Traceback" not in stderr
+    assert not wrote
+
+
+def test_no_reward_enabled_is_refused(bad_run):
+    metrics = [f"reward.{name}.enabled=false" for name in ("metricx", "xcomet", "mqm", "chrf")]
+    code, stderr, wrote = bad_run(*metrics)
+    assert code == 2 and "reward" in stderr and "Traceback" not in stderr and not wrote
+
+
+def test_a_broken_row_is_refused_with_file_and_line(bad_run, tmp_path):
+    data = tmp_path / "train.jsonl"
+    data.write_text('{"src_text": "one"}\n{"src_text": "two"\n')
+    code, stderr, wrote = bad_run(f"data.train_file={data}")
+    assert code == 2 and f"{data}:2" in stderr and "Traceback" not in stderr and not wrote
+
+
+def test_eval_only_prints_a_table_and_updates_nothing(tmp_path, repo, capsys):
+    code = train.main(
+        [
+            "--config",
+            str(repo / "configs/train_toy.yaml"),
+            "--eval-only",
+            f"logging.output_dir={tmp_path / 'out'}",
+            "reward.metricx.enabled=false",
+            "reward.xcomet.enabled=false",
+            "reward.w_chrf=1.0",
+            "eval.eval_limit=4",
+            "eval.num_samples_per_prompt=1",
+        ]
+    )
+    assert code == 0
+    assert "chrF" in capsys.readouterr().out
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_the_checkpoint_holds_the_config_without_secrets(tmp_path, start_training):
+    secret = "sk-very-secret-0123456789"
+    run = start_training(tmp_path / "run", "rl.updates=1", f"misc.huggingface_token={secret}", workers=False)
+    assert run.finish() == 0, run.stderr[-3000:]
+    for path in (tmp_path / "run").rglob("*"):
+        assert path.is_dir() or secret.encode() not in path.read_bytes(), f"{path} holds the token"
+    assert secret not in run.stderr
+    meta = json.loads((tmp_path / "run/checkpoint-1/meta.json").read_text())
+    assert meta["update"] == 1 and meta["config"]["rl"]["updates"] == 1
+    assert yaml.safe_load((tmp_path / "run/resolved_config.yaml").read_text()) == meta["config"]

@@ -101,9 +101,12 @@ def _open_run(folder: Path) -> CheckpointView:
     state = (folder / STATE).absolute()
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.metadata(state).item_metadata.tree
-    except (ValueError, KeyError, AttributeError, OSError) as error:
+            description = checkpointer.metadata(state).item_metadata
+    except (ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"{state} is damaged: {_first_line(error)}") from error
+    if description is None:
+        raise CheckpointError(f"{state} is damaged: Orbax finds no description of its arrays; files may be missing")
+    tree = description.tree
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_leaf)
     arrays = []
     for index, (keys, leaf) in enumerate(leaves):

@@ -3,6 +3,7 @@
 import argparse
 import fnmatch
 import json
+import logging
 import math
 import os
 import re
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an accelerator may be busy with the run itself
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's warnings; what matters comes as an error
     from jax_rl.checkpoint_view import open_view  # here, so that --help is quick
 
     view = open_view(args.dir)

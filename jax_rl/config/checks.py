@@ -10,8 +10,9 @@ from jax_rl.config.schema import Config
 
 PLACEHOLDERS = ("source_lang", "src_lang_code", "target_lang", "tgt_lang_code", "text")
 SEVERITIES = ("MINOR", "MAJOR", "CRITICAL")
-DEVICES = re.compile(r"auto|cpu|tpu|cuda(:\d+)?")
-REWARD_DEVICES = re.compile(r"cpu|cuda(:\d+)?")
+DEVICES = re.compile(r"auto|cpu|tpu|cuda(:[0-9]{1,4})?")
+REWARD_DEVICES = re.compile(r"cpu|cuda(:[0-9]{1,4})?")
+NUMBERED_GPU = re.compile(r"cuda:([0-9]{1,4})")
 MODEL_DEVICE_KEYS = ("model.policy_gpu_ids", "model.reference_gpu_ids", "model.reference_device")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -156,8 +157,8 @@ def _reward_devices(cfg: Config) -> Iterator[Problem]:
     taken = _accelerators(cfg)
     for name in ("metricx", "xcomet"):
         metric = getattr(cfg.reward, name)
-        _, _, index = metric.device.partition(":")
-        if metric.enabled and index.isdigit() and int(index) in taken:
+        index = _gpu_index(metric.device)
+        if metric.enabled and index in taken:
             keys = (f"reward.{name}.device", *MODEL_DEVICE_KEYS)
             text = f"{metric.device} is one of the policy's and reference's devices {sorted(taken)}"
             yield Problem(keys, f"{text}; give the metric another, or take {index} out of model.*_gpu_ids")
@@ -184,9 +185,13 @@ def _log_names(cfg: Config) -> Iterator[Problem]:
 
 
 def _reference_ids(cfg: Config) -> tuple[int, ...]:
-    device = cfg.model.reference_device or ""
-    _, _, index = device.partition(":")
-    return cfg.model.reference_gpu_ids or ((int(index),) if index.isdigit() else ())
+    index = _gpu_index(cfg.model.reference_device or "")
+    return cfg.model.reference_gpu_ids or (() if index is None else (index,))
+
+
+def _gpu_index(device: str) -> int | None:
+    match = NUMBERED_GPU.fullmatch(device)
+    return int(match[1]) if match else None
 
 
 def _accelerators(cfg: Config) -> set[int]:

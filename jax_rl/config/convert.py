@@ -100,7 +100,7 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _WrongType
     if not abs(value) <= 1e300:  # nan and infinity too
-        raise Mismatch(f"{value} is not an ordinary number")
+        raise Mismatch(f"{str(value)[:40]} is not an ordinary number")
     return float(value)
 
 

@@ -210,7 +210,9 @@ class EvalConfig:
     run_before_train: bool = True
     num_samples_per_prompt: PositiveInt = 1  # above 1: that many samples, reported beside the greedy figures
     temperature: NonNegative = 1.0  # of those samples
-    baseline_temperature: NonNegative | None = None  # also sample the starting policy at this one: what sharpening gives
+    baseline_temperature: NonNegative | None = (
+        None  # also sample the starting policy at this one: what sharpening gives
+    )
     bootstrap_resamples: PositiveInt = 2000  # for the 95 % intervals
 
 

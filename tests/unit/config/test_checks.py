@@ -49,6 +49,7 @@ def problem_of(folder: Path, *overrides: str) -> str:
         (["reward.mqm.enabled=true", "reward.mqm.base_url=http://h/v1"], ["reward.mqm.model_name", "not set"]),
         (["reward.mqm={enabled: true, base_url: h:1, model_name: m}"], ["reward.mqm.base_url", "http://"]),
         (["reward.mqm={enabled: true, base_url: http://h, model_name: m, score_min: 0}"], ["score_min", "below"]),
+        (["model.reference_device=cuda:\u00b2"], ["model.reference_device", "cuda:N"]),
         (["misc.device=gpu"], ["misc.device", '"gpu"', "cuda:N"]),
         (["reward.xcomet.device=tpu"], ["reward.xcomet.device", '"tpu"', "cpu, cuda"]),
         (["model.policy_gpu_ids=[0, 1]", "model.reference_gpu_ids=[1, 2]"], ["device 1", "disjoint or equal"]),

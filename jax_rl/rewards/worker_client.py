@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import reward_workers
 from jax_rl.rewards.worker_process import WorkerFault, WorkerProcess
+from reward_workers import protocol
 from reward_workers.protocol import Message
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def worker_command(kind: str, python_executable: str | None) -> list[str]:
         raise WorkerStartError(
             f"reward.{kind}.python_executable: {python} is not a program; `make workers` builds .venv-{kind}/bin/python"
         )
-    return [python, str(Path(reward_workers.__file__).parent), kind]
+    return [python, str(Path(protocol.__file__).parent), kind]
 
 
 def worker_environment(device: str, extra: Mapping[str, str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: toy test check workers toy-data toy-inputs clean
 
 toy: .venv/.toy workers toy-data ## train the embedded default: a reward curve in minutes
-	.venv/bin/python -m jax_rl.train --config configs/train_toy.yaml
+	OMP_NUM_THREADS=1 .venv/bin/python -m jax_rl.train --config configs/train_toy.yaml
 
 test: .venv/.dev workers toy-data ## run the tests
 	.venv/bin/python -m pytest

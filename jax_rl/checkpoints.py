@@ -38,20 +38,22 @@ class Checkpoints:
         self.dir = Path(output_dir)
         self.keep_last = keep_last
         self.resume_only = resume_only
-        self._new, self._old = self.dir / f".{RESUME}.new", self.dir / f".{RESUME}.old"
+        self._old = self.dir / f".{RESUME}.old"
         self.dir.mkdir(parents=True, exist_ok=True)
         self._finish_publication()
 
     def save(self, state: Any, meta: dict) -> None:
         """Writes `resume_latest` and, unless `resume_only`, `checkpoint-{meta["update"]}`."""
-        shutil.rmtree(self._new, ignore_errors=True)
-        self._new.mkdir()
+        # a name of its own: TensorStore keeps what it knows of a path, also after the path is deleted
+        new = self.dir / f".{RESUME}.new-{meta['update']}"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(self._new.absolute() / STATE, state)
+            checkpointer.save(new.absolute() / STATE, state)
             checkpointer.wait_until_finished()
-        _write_durably(self._new / META, json.dumps({"format": FORMAT, **meta}, indent=1))
+        _write_durably(new / META, json.dumps({"format": FORMAT, **meta}, indent=1))
         if not self.resume_only:
-            self._publish_numbered(meta["update"])
+            self._publish_numbered(new, meta["update"])
         self._finish_publication()
         self._prune()
 
@@ -64,24 +66,25 @@ class Checkpoints:
         names = {p: re.fullmatch(r"checkpoint-(\d+)", p.name) for p in self.dir.iterdir()}
         return {int(m.group(1)): p for p, m in names.items() if m}
 
-    def _publish_numbered(self, update: int) -> None:
+    def _publish_numbered(self, new: Path, update: int) -> None:
         target, building = self.dir / f"checkpoint-{update}", self.dir / f".checkpoint-{update}.new"
         shutil.rmtree(building, ignore_errors=True)
-        shutil.copytree(self._new, building, copy_function=_link_or_copy)
+        shutil.copytree(new, building, copy_function=_link_or_copy)
         _remove_whole(target)  # a resumed run writes this update's again
         os.rename(building, target)
 
     def _finish_publication(self) -> None:
         """Moves a whole new folder into place. Also mends what a kill between two renames left behind."""
-        current = self.dir / RESUME
-        if is_checkpoint(self._new):
+        current, unpublished = self.dir / RESUME, list(self.dir.glob(f".{RESUME}.new-*"))
+        whole = [p for p in unpublished if is_checkpoint(p)]
+        if whole:
             shutil.rmtree(self._old, ignore_errors=True)
             if current.exists():
                 os.rename(current, self._old)
-            os.rename(self._new, current)
+            os.rename(max(whole, key=lambda p: read_meta(p)["update"]), current)
         elif self._old.exists() and not current.exists():
             os.rename(self._old, current)
-        for leftover in (self._new, self._old, *self.dir.glob(".checkpoint-*.*")):
+        for leftover in (*unpublished, self._old, *self.dir.glob(".checkpoint-*.*")):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _prune(self) -> None:

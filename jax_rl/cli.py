@@ -28,6 +28,6 @@ def main_guard(run: Callable[[], int | None]) -> int:
         # the reader of our output went away (`... | head`): not a failure; keep Python's exit-time flush quiet
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception:  # the last line of defence: everything that is nobody's input is a failure while running
+    except Exception:  # noqa: BLE001 - the last line of defence: whatever is nobody's input is a failure while running
         traceback.print_exc()
         return 1

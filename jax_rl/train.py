@@ -6,6 +6,9 @@ import os
 import sys
 from pathlib import Path
 
+from rich.console import Console
+from rich.logging import RichHandler
+
 from jax_rl.cli import main_guard
 
 
@@ -15,10 +18,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--eval-only", action="store_true", help="evaluate and stop: no update")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that replace the file's")
     args = parser.parse_intermixed_args(argv)
-    logging.basicConfig(format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    start_logging()
+    return main_guard(lambda: _run(args))
+
+
+def start_logging() -> None:
+    """Lines to stderr: beside the progress bar on a terminal, plain and unwrapped elsewhere."""
+    handler: logging.Handler = logging.StreamHandler()
+    form = "%(asctime)s %(levelname).1s %(message)s"
+    if sys.stderr.isatty():
+        handler, form = RichHandler(console=Console(stderr=True), show_path=False), "%(message)s"
+    logging.basicConfig(format=form, datefmt="%H:%M:%S", level=logging.INFO, handlers=[handler])
     for chatty in ("absl", "orbax", "httpx", "jax"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    return main_guard(lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> None:

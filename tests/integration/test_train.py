@@ -84,7 +84,7 @@ def bad_run(tmp_path, repo, capsys):
         config = tmp_path / "bad.yaml"
         if text is None:
             text = (repo / "configs/train_toy.yaml").read_text()
-            text = text.replace("../", f"{repo}/").replace(" toy/", f" {repo}/configs/toy/")
+            text = text.replace("../", f"{repo}/").replace(" ./toy/", f" {repo}/configs/toy/")
         config.write_text(text)
         code = train.main(["--config", str(config), f"logging.output_dir={tmp_path / 'out'}", *overrides])
         return code, capsys.readouterr().err, (tmp_path / "out").exists()

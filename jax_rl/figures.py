@@ -58,7 +58,8 @@ def scoring_figures(counts: ScoringCounts) -> dict[str, Value]:
 
     A resumed run finds more scores in the cache, and its rows must be those of a run that was never stopped.
     """
-    events = {name: count for name, count in counts.events.items() if not name.endswith(("/cache_hits", "/asked"))}
+    told_elsewhere = ("/cache_hits", "/asked", "/restarts")
+    events = {name: n for name, n in counts.events.items() if n and not name.endswith(told_elsewhere)}
     if events:
         log.info("scoring: %s", ", ".join(f"{count} x {name}" for name, count in sorted(events.items())))
     if counts.unknown_severities:

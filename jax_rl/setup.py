@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from jax_rl.checkpoints import read_meta
 from jax_rl.config import Config
 from jax_rl.data.examples import Split, load_examples
 from jax_rl.data.prompts import Prompt, encode_prompts
@@ -55,10 +56,12 @@ def open_run(cfg: Config, *, training: bool = True) -> Iterator[Run]:
     """Builds the parts, starts the workers, and closes them whatever happens.
 
     Raises:
-        UserError: devices, data, checkpoint or prompts are not what they must be.
+        UserError: devices, data, checkpoints or prompts are not what they must be.
     """
     configure_jax(cfg)
     placement = _place(cfg)
+    if cfg.logging.resume_from_checkpoint:
+        read_meta(Path(cfg.logging.resume_from_checkpoint))
     policy_folder = _folder(cfg, cfg.model.policy_name_or_path)
     tokenizer = Tokenizer.load(_folder(cfg, cfg.model.tokenizer_name_or_path or str(policy_folder)))
     train_prompts = _prompts(cfg, tokenizer, "train") if training else []

@@ -31,11 +31,11 @@ WITHOUT_WORKERS = ["reward.metricx.enabled=false", "reward.xcomet.enabled=false"
 class TrainProcess:
     """`python -m jax_rl.train` on the toy config, as a user starts it."""
 
-    def __init__(self, repo: Path, output_dir: Path, overrides: list[str]):
+    def __init__(self, repo: Path, config: Path, output_dir: Path, overrides: list[str]):
         self.log_path = output_dir / "train_log.jsonl"
         self.stderr_path = output_dir.with_name(output_dir.name + ".stderr")
         programs = f"misc.compilation_cache_dir={repo / '.cache' / 'programs'}"
-        command = [sys.executable, "-m", "jax_rl.train", "--config", str(repo / "configs/train_toy.yaml")]
+        command = [sys.executable, "-m", "jax_rl.train", "--config", str(config)]
         command += [*SMALL, f"logging.output_dir={output_dir}", programs, *overrides]
         with open(self.stderr_path, "ab") as stderr:
             self.process = subprocess.Popen(command, cwd=repo, stdout=subprocess.DEVNULL, stderr=stderr)
@@ -91,9 +91,11 @@ def start_training(repo):
     """Starts `TrainProcess`es and kills what is left of them."""
     started = []
 
-    def start(output_dir: Path, *overrides: str, workers: bool = True) -> TrainProcess:
+    toy = repo / "configs" / "train_toy.yaml"
+
+    def start(output_dir: Path, *overrides: str, workers: bool = True, config: Path = toy) -> TrainProcess:
         rewards = [] if workers else WITHOUT_WORKERS
-        started.append(TrainProcess(repo, output_dir, [*rewards, *overrides]))
+        started.append(TrainProcess(repo, config, output_dir, [*rewards, *overrides]))
         return started[-1]
 
     yield start

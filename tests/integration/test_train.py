@@ -77,15 +77,19 @@ def test_too_few_scores_stop_the_run_with_its_state_saved(tmp_path, start_traini
 
 
 @pytest.fixture
-def bad_run(tmp_path, repo, capsys):
+def toy_text(repo) -> str:
+    """The toy config for a file in any folder."""
+    text = (repo / "configs" / "train_toy.yaml").read_text()
+    return text.replace("../", f"{repo}/").replace(" ./toy/", f" {repo}/configs/toy/")
+
+
+@pytest.fixture
+def bad_run(tmp_path, toy_text, capsys):
     """Runs the command with a changed toy config; returns (exit code, stderr, whether anything was written)."""
 
-    def run(*overrides: str, text: str | None = None) -> tuple[int, str, bool]:
+    def run(*overrides: str) -> tuple[int, str, bool]:
         config = tmp_path / "bad.yaml"
-        if text is None:
-            text = (repo / "configs/train_toy.yaml").read_text()
-            text = text.replace("../", f"{repo}/").replace(" ./toy/", f" {repo}/configs/toy/")
-        config.write_text(text)
+        config.write_text(toy_text)
         code = train.main(["--config", str(config), f"logging.output_dir={tmp_path / 'out'}", *overrides])
         return code, capsys.readouterr().err, (tmp_path / "out").exists()
 
@@ -124,7 +128,7 @@ def test_a_broken_row_is_refused_with_file_and_line(bad_run, tmp_path):
     data = tmp_path / "train.jsonl"
     data.write_text('{"src_text": "one"}\n{"src_text": "two"\n')
     code, stderr, wrote = bad_run(f"data.train_file={data}")
-    assert code == 2 and f"{data}:2" in stderr and "Traceback" not in stderr and not wrote
+    assert code == 2 and f"{data}, line 2: broken JSON" in stderr and "Traceback" not in stderr and not wrote
 
 
 def test_eval_only_prints_a_table_and_updates_nothing(tmp_path, repo, capsys):
@@ -146,9 +150,11 @@ def test_eval_only_prints_a_table_and_updates_nothing(tmp_path, repo, capsys):
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
-def test_the_checkpoint_holds_the_config_without_secrets(tmp_path, start_training):
+def test_secrets_reach_no_file_and_no_log(tmp_path, start_training, toy_text):
     secret = "sk-very-secret-0123456789"
-    run = start_training(tmp_path / "run", "rl.updates=1", f"misc.huggingface_token={secret}", workers=False)
+    config = tmp_path / "secret.yaml"
+    config.write_text(toy_text.replace("\nmisc:\n", f"\nmisc:\n  huggingface_token: {secret}\n"))
+    run = start_training(tmp_path / "run", "rl.updates=1", workers=False, config=config)
     assert run.finish() == 0, run.stderr[-3000:]
     for path in (tmp_path / "run").rglob("*"):
         assert path.is_dir() or secret.encode() not in path.read_bytes(), f"{path} holds the token"

@@ -34,6 +34,7 @@ def completion_figures(rollout: Rollout, scores: CompletionScores, metricx_offse
         **{f"span_{name}": None if unscored else float(severities.count(name)) for name in SEVERITIES},
         "completion_len": float(len(rollout.completion_token_ids)),
         "truncated": float(rollout.finish_reason == "length"),
+        "blank": float(not rollout.completion_text),
     }
 
 
@@ -93,4 +94,5 @@ def update_figures(
         "token_rewards_non_zero_ratio": float(np.mean(token_rewards != 0)) if token_rewards.size else None,
         **{f"span_{severity}_mean": means[f"span_{severity}"][0] for severity in SEVERITIES},
         "truncated_fraction": means["truncated"][0],
+        "blank_fraction": means["blank"][0],
     }

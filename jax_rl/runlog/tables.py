@@ -116,7 +116,7 @@ def print_report(before: Evaluated | None, after: Evaluated, console: Console | 
     """Both of the above, to stdout by default."""
     console = console or Console()
     if not console.is_terminal:  # a file or a pipe: wide enough for the table, whatever the window
-        console = Console(file=console.file, width=max(console.width, 132), no_color=True)
+        console = Console(file=console.file, width=max(console.width, 160), no_color=True)
     console.print(before_after(before, after))
     console.print()
     console.print(translations(before, after))

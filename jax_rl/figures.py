@@ -7,6 +7,7 @@ import numpy as np
 
 from jax_rl.credit import Credit
 from jax_rl.rewards.scoring import CompletionScores, ScoringCounts
+from jax_rl.rewards.text import is_blank
 from jax_rl.rewards.types import Missing, Scored
 from jax_rl.rollout.collect import Rollout, RolloutBatch
 
@@ -34,7 +35,7 @@ def completion_figures(rollout: Rollout, scores: CompletionScores, metricx_offse
         **{f"span_{name}": None if unscored else float(severities.count(name)) for name in SEVERITIES},
         "completion_len": float(len(rollout.completion_token_ids)),
         "truncated": float(rollout.finish_reason == "length"),
-        "blank": float(not rollout.completion_text),
+        "blank": float(is_blank(rollout.completion_text)),
     }
 
 

@@ -115,7 +115,8 @@ def on_device(devices: tuple[jax.Device, ...]):
 
 
 def _place(cfg: Config) -> Placement:
-    placement = place_models(cfg.misc.device, cfg.model.policy_gpu_ids, cfg.model.reference_gpu_ids)
+    model = cfg.model
+    placement = place_models(cfg.misc.device, model.policy_gpu_ids, model.reference_gpu_ids, model.reference_device)
     for name, devices in (("policy", placement.policy), ("reference", placement.reference)):
         if len(devices) > 1:
             raise UserError(f"model.{name}_gpu_ids names {len(devices)} devices; this version runs each model on one")

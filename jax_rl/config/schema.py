@@ -31,7 +31,7 @@ class ModelConfig:
     reference_name_or_path: HubName | None = None  # frozen KL reference; null = the policy's starting point
     tokenizer_name_or_path: HubName | None = None  # null = the policy's folder
     trust_remote_code: bool = False  # accepted for old files; no remote code is ever run
-    policy_gpu_ids: tuple[NonNegativeInt, ...] = ()  # local device ids of the policy; empty = all but the reference's
+    policy_gpu_ids: tuple[NonNegativeInt, ...] = ()  # local device ids of the policy; empty = the first free one
     reference_gpu_ids: tuple[NonNegativeInt, ...] = ()  # local device ids of the reference; empty = the policy's
     reference_device: str | None = None  # old spelling of one reference device, e.g. cuda:6 or cpu
     attn_implementation: str = "auto"  # accepted for old files; attention is XLA's

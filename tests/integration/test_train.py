@@ -8,6 +8,7 @@ import yaml
 
 from jax_rl import train
 from jax_rl.config import load_config
+from jax_rl.models.hf_checkpoint import load_model
 
 
 def test_what_a_run_leaves_behind(tmp_path, start_training):
@@ -31,12 +32,31 @@ def test_what_a_run_leaves_behind(tmp_path, start_training):
     with open(out / "train_log.jsonl") as file:
         train_row = next(row for row in map(json.loads, file) if row["type"] == "train")
     assert not set(required) - train_row.keys()
+    assert train_row["sampler_logp_gap"] < 1e-4, "what the sampler computed is what the trainer computes"
     assert {k for k in train_row if k.startswith("seconds_")} >= {"seconds_rollout", "seconds_update", "seconds_total"}
     rollouts = [json.loads(line) for line in (out / "train_rollouts.jsonl").read_text().splitlines()]
     assert len(rollouts) == 6 * 4 * 4
     assert {"completion_text", "scores", "spans", "advantage", "finish_reason"} <= rollouts[0].keys()
+    assert_transformers_loads(out / "final")
     again = load_config(out / "resolved_config.yaml")
     assert again.rl.updates == 6 and again.logging.output_dir == str(out)
+
+
+def assert_transformers_loads(folder):
+    """The exported policy gives the same logits in transformers."""
+    import jax.numpy as jnp
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    text = AutoTokenizer.from_pretrained(folder)("Open the file 파일", return_tensors="np")["input_ids"].astype(
+        np.int32
+    )
+    model, params = load_model(folder, jnp.float32)
+    positions = np.arange(text.shape[1], dtype=np.int32)[None]
+    ours = np.asarray(model.logits(params, model.forward(params, text, positions)[0]))
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        np.testing.assert_allclose(ours, theirs(torch.tensor(text)).logits.numpy(), atol=1e-4)
 
 
 def test_a_finished_run_started_again_changes_nothing(tmp_path, start_training):

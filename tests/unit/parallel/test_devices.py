@@ -38,6 +38,8 @@ ids = lambda devices: [d.id for d in devices]
 split, shared, plain = place_models("cpu", [2], [1]), place_models("cpu", [3], []), place_models("cpu", [], [])
 assert (ids(split.policy), ids(split.reference)) == ([2], [1])
 assert (ids(shared.policy), ids(shared.reference)) == ([3], [3])
+beside = place_models("cpu", [], [0]), place_models("cpu", [], [], "cpu:0")
+assert all((ids(p.policy), ids(p.reference)) == ([1], [0]) for p in beside)
 assert (ids(plain.policy), ids(plain.reference)) == ([0], [0])
 """
     subprocess.run([sys.executable, "-c", code], check=True)

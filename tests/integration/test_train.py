@@ -48,12 +48,10 @@ def assert_transformers_loads(folder):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    text = AutoTokenizer.from_pretrained(folder)("Open the file 파일", return_tensors="np")["input_ids"].astype(
-        np.int32
-    )
+    text = AutoTokenizer.from_pretrained(folder)("Open the file 파일", return_tensors="np")["input_ids"]
     model, params = load_model(folder, jnp.float32)
-    positions = np.arange(text.shape[1], dtype=np.int32)[None]
-    ours = np.asarray(model.logits(params, model.forward(params, text, positions)[0]))
+    hidden, _ = model.forward(params, jnp.asarray(text, jnp.int32), jnp.arange(text.shape[1])[None])
+    ours = np.asarray(model.logits(params, hidden))
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         np.testing.assert_allclose(ours, theirs(torch.tensor(text)).logits.numpy(), atol=1e-4)

@@ -59,18 +59,23 @@ def open_run(cfg: Config, *, training: bool = True) -> Iterator[Run]:
         UserError: devices, data, checkpoints or prompts are not what they must be.
     """
     configure_jax(cfg)
+    configure_hub(cfg)
     placement = _place(cfg)
     if cfg.logging.resume_from_checkpoint:
         read_meta(Path(cfg.logging.resume_from_checkpoint))
     policy_folder = _folder(cfg, cfg.model.policy_name_or_path)
     tokenizer = Tokenizer.load(_folder(cfg, cfg.model.tokenizer_name_or_path or str(policy_folder)))
     train_prompts = _prompts(cfg, tokenizer, "train") if training else []
+    if training and len(train_prompts) < cfg.rl.batch_size:
+        raise UserError(
+            f"rl.batch_size is {cfg.rl.batch_size}, but there are only {len(train_prompts)} training prompts"
+        )
     eval_prompts = _prompts(cfg, tokenizer, "eval")
     checkpoint = open_checkpoint(policy_folder)
     output_dir = Path(cfg.logging.output_dir)
     dtype = jnp.dtype(cfg.misc.dtype)
     with ThreadPoolExecutor(max_workers=1) as background:
-        starting = background.submit(build_scorer, cfg.reward, output_dir, _hub_environment(cfg))
+        starting = background.submit(build_scorer, cfg.reward, output_dir)
         try:
             reference = _load_reference(cfg, checkpoint, placement) if training and cfg.rl.kl_coef else None
             yield Run(
@@ -91,6 +96,16 @@ def open_run(cfg: Config, *, training: bool = True) -> Iterator[Run]:
         finally:
             if starting.exception() is None:
                 starting.result().close()
+
+
+def configure_hub(cfg: Config) -> None:
+    """Hugging Face's own variables, for models, data sets and the workers, which inherit them."""
+    token = cfg.misc.huggingface_token or os.environ.get(cfg.misc.huggingface_token_env)
+    if token:
+        os.environ["HF_TOKEN"] = token
+    if cfg.misc.huggingface_cache_dir:
+        os.environ["HF_HUB_CACHE"] = cfg.misc.huggingface_cache_dir
+        os.environ["HF_DATASETS_CACHE"] = str(Path(cfg.misc.huggingface_cache_dir) / "datasets")
 
 
 def configure_jax(cfg: Config) -> None:
@@ -127,17 +142,7 @@ def _place(cfg: Config) -> Placement:
 def _folder(cfg: Config, name: str | None) -> Path:
     if name is None:
         raise UserError("model.policy_name_or_path is not set; it must be a Hugging Face folder or hub name")
-    return resolve_model_folder(name, cfg.misc.huggingface_cache_dir, _hub_token(cfg))
-
-
-def _hub_token(cfg: Config) -> str | None:
-    return cfg.misc.huggingface_token or os.environ.get(cfg.misc.huggingface_token_env)
-
-
-def _hub_environment(cfg: Config) -> dict[str, str]:
-    """What a worker needs to load from the hub as this process does."""
-    token, cache = _hub_token(cfg), cfg.misc.huggingface_cache_dir
-    return ({"HF_TOKEN": token} if token else {}) | ({"HF_HUB_CACHE": cache} if cache else {})
+    return resolve_model_folder(name, cfg.misc.huggingface_cache_dir, cfg.misc.huggingface_token)
 
 
 def _prompts(cfg: Config, tokenizer: Tokenizer, split: Split) -> list[Prompt]:

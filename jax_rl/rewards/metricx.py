@@ -1,6 +1,5 @@
 """MetricX-24: an error score in 0..25, 0 is perfect."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from jax_rl.config.schema import MetricXConfig
@@ -10,11 +9,9 @@ WORST = 25.0
 
 
 class MetricXMetric(WorkerMetric):
-    """Starts the worker at once. `environment` is added to the worker's, e.g. HF_TOKEN or HF_HOME."""
+    """Starts the worker at once."""
 
-    def __init__(
-        self, cfg: MetricXConfig, max_restarts: int, log_dir: Path, environment: Mapping[str, str] | None = None
-    ):
+    def __init__(self, cfg: MetricXConfig, max_restarts: int, log_dir: Path):
         super().__init__(
             "metricx",
             options={
@@ -33,5 +30,4 @@ class MetricXMetric(WorkerMetric):
             request_seconds=cfg.subprocess_timeout_sec,
             max_restarts=max_restarts,
             log_dir=log_dir,
-            environment=environment or {},
         )

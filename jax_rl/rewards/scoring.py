@@ -185,19 +185,19 @@ class Scorer:
                         self._counts.missing[f"{name}: {score.reason}"] += 1
 
 
-def build_scorer(cfg: RewardConfig, output_dir: Path, worker_environment: Mapping[str, str] | None = None) -> Scorer:
+def build_scorer(cfg: RewardConfig, output_dir: Path) -> Scorer:
     """The enabled metrics, all starting at the same time, with the run's cache. Returns when all are ready.
 
-    Keeps `reward_cache/` (scores, the judge's prompt) and `worker_logs/` in `output_dir`. `worker_environment` is added
-    to the workers', e.g. HF_TOKEN. If one metric fails to start, the others are closed and its error is raised.
+    Keeps `reward_cache/` (scores, the judge's prompt) and `worker_logs/` in `output_dir`. If one metric
+    fails to start, the others are closed and its error is raised.
     """
     cache_dir, log_dir = output_dir / "reward_cache", output_dir / "worker_logs"
     metrics: list[Metric] = []
     try:
         if cfg.metricx.enabled:
-            metrics.append(MetricXMetric(cfg.metricx, cfg.max_restarts, log_dir, worker_environment))
+            metrics.append(MetricXMetric(cfg.metricx, cfg.max_restarts, log_dir))
         if cfg.xcomet.enabled:
-            metrics.append(XCometMetric(cfg.xcomet, cfg.max_restarts, log_dir, worker_environment))
+            metrics.append(XCometMetric(cfg.xcomet, cfg.max_restarts, log_dir))
         if cfg.mqm.enabled:
             metrics.append(MQMJudge(cfg.mqm, cache_dir))
         if cfg.chrf.enabled:

@@ -155,7 +155,7 @@ def worker_command(kind: str, python_executable: str | None) -> list[str]:
     return [python, str(Path(protocol.__file__).parent), kind]
 
 
-def worker_environment(device: str, extra: Mapping[str, str]) -> dict[str, str]:
+def worker_environment(device: str) -> dict[str, str]:
     """A clean environment. Of `device` (cpu, cuda, cuda:N) the worker sees none, all that we see, the Nth of those."""
     environment = {
         key: value
@@ -170,7 +170,7 @@ def worker_environment(device: str, extra: Mapping[str, str]) -> dict[str, str]:
         environment["CUDA_VISIBLE_DEVICES"] = _nth_device(int(device.removeprefix("cuda:")), visible)
     elif visible is not None:
         environment["CUDA_VISIBLE_DEVICES"] = visible
-    return environment | dict(extra)
+    return environment
 
 
 def _nth_device(index: int, visible: str | None) -> str:

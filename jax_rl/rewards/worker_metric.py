@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from jax_rl.rewards.text import NormalizedText, is_blank, normalize, normalized
@@ -30,7 +30,6 @@ class WorkerMetric:
         request_seconds: float,
         max_restarts: int,
         log_dir: Path,
-        environment: Mapping[str, str],
     ):
         self.name = name
         self._options, self._use_reference, self._worst = options, use_reference, worst
@@ -40,7 +39,7 @@ class WorkerMetric:
             name,
             worker_command(name, python_executable),
             {**options, "device": device.partition(":")[0]},  # of several GPUs the worker sees one
-            environment=worker_environment(device, environment),
+            environment=worker_environment(device),
             log_path=log_dir / f"worker_{name}.log",
             startup_seconds=startup_seconds,
             request_seconds=request_seconds,

@@ -1,6 +1,5 @@
 """XCOMET: a score, 1 is perfect, and error spans."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from jax_rl.config.schema import XCometConfig
@@ -10,11 +9,9 @@ WORST = 0.0
 
 
 class XCometMetric(WorkerMetric):
-    """Starts the worker at once. `environment` is added to the worker's, e.g. HF_TOKEN or HF_HOME."""
+    """Starts the worker at once."""
 
-    def __init__(
-        self, cfg: XCometConfig, max_restarts: int, log_dir: Path, environment: Mapping[str, str] | None = None
-    ):
+    def __init__(self, cfg: XCometConfig, max_restarts: int, log_dir: Path):
         super().__init__(
             "xcomet",
             options={
@@ -31,5 +28,4 @@ class XCometMetric(WorkerMetric):
             request_seconds=cfg.subprocess_timeout_sec,
             max_restarts=max_restarts,
             log_dir=log_dir,
-            environment=environment or {},
         )

@@ -35,7 +35,7 @@ def start(tmp_path):
             name,
             [sys.executable, FAKE_WORKER],
             {"pid_file": str(tmp_path / f"{name}.pid"), **(options or {})},
-            environment=worker_environment("cpu", {}),
+            environment=worker_environment("cpu"),
             log_path=tmp_path / f"{name}.log",
             **{**defaults, **settings},
         )
@@ -225,7 +225,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from test_worker_client import FAKE_WORKER, WorkerClient, worker_environment
 def start(name):
-    return WorkerClient(name, [sys.executable, FAKE_WORKER], {{}}, environment=worker_environment("cpu", {{}}),
+    return WorkerClient(name, [sys.executable, FAKE_WORKER], {{}}, environment=worker_environment("cpu"),
         log_path=Path({str(tmp_path)!r}) / name, startup_seconds=60, request_seconds=600, max_restarts=0)
 idle, busy = start("idle"), start("busy")
 print(*[client.score([{{"mt": ""}}])["pid"] for client in (idle, busy)], flush=True)
@@ -263,7 +263,8 @@ def test_a_worker_inherits_neither_the_trainers_libraries_nor_its_secrets(monkey
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    environment = worker_environment("cpu", {"HF_HOME": "/cache"})
+    monkeypatch.setenv("HF_HOME", "/cache")
+    environment = worker_environment("cpu")
     assert not {"PYTHONPATH", "LD_LIBRARY_PATH", "XLA_FLAGS", "JAX_PLATFORMS", "OPENAI_API_KEY"} & set(environment)
     assert (environment["OMP_NUM_THREADS"], environment["HF_HUB_OFFLINE"], environment["HF_HOME"]) == (
         "3",
@@ -287,10 +288,10 @@ def test_a_worker_sees_its_device_alone(monkeypatch, device, ours, theirs):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if ours is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ours)
-    assert worker_environment(device, {}).get("CUDA_VISIBLE_DEVICES") == theirs
+    assert worker_environment(device).get("CUDA_VISIBLE_DEVICES") == theirs
 
 
 def test_a_device_that_the_environment_hides(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
     with pytest.raises(WorkerStartError, match=r"cuda:2: CUDA_VISIBLE_DEVICES=4,5 leaves 2 devices"):
-        worker_environment("cuda:2", {})
+        worker_environment("cuda:2")

@@ -15,6 +15,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from jax_rl.errors import UserError
+from jax_rl.files import move_aside
 
 FORMAT = 1
 META = "meta.json"
@@ -61,6 +62,15 @@ class Checkpoints:
         """The whole checkpoint with the highest update, or None."""
         whole = [p for p in (self.dir / RESUME, *self._numbered().values()) if is_checkpoint(p)]
         return max(whole, key=lambda p: read_meta(p)["update"], default=None)
+
+    def set_aside_after(self, update: int) -> list[Path]:
+        """Renames what is past `update`, so that no later resume mistakes it for this run's; returns the new paths.
+
+        It is there when a run starts over, or goes on from an earlier checkpoint, in the folder of another.
+        """
+        checkpoints = [p for p in (*self._numbered().values(), self.dir / RESUME) if is_checkpoint(p)]
+        renamed = [move_aside(p) for p in checkpoints if read_meta(p)["update"] > update]
+        return [path for path in renamed if path is not None]
 
     def _numbered(self) -> dict[int, Path]:
         names = {p: re.fullmatch(r"checkpoint-(\d+)", p.name) for p in self.dir.iterdir()}

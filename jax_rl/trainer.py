@@ -71,9 +71,11 @@ def train(cfg: Config) -> None:
         programs = make_programs(run.model.forward, run.model.unembed, optimizer, cfg.rl, cfg.generation.max_new_tokens)
         checkpoints = Checkpoints(run.output_dir, cfg.logging.keep_last_n_checkpoints, cfg.logging.save_only_best)
         state, progress, resumed = start(run, optimizer, checkpoints)
+        for kept in checkpoints.set_aside_after(progress.update if resumed else -1):
+            log.warning("a checkpoint past the start of this run is kept as %s", kept)
         (run.output_dir / "resolved_config.yaml").write_text(dump_config(cfg))
         with RunLog(run.output_dir, cfg, resume_update=progress.update if resumed else None) as run_log:
-            if progress.baseline is None and cfg.eval.run_before_train:
+            if progress.update == 0 and progress.baseline is None and cfg.eval.run_before_train:
                 _evaluate(run, state, progress, run_log)
             while progress.update < cfg.rl.updates:
                 state = _one_update(run, state, progress, programs, checkpoints, run_log)

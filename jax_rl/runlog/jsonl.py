@@ -54,17 +54,6 @@ def truncate_after(path: Path, update: int) -> None:
     os.replace(kept_to, path)
 
 
-def move_aside(path: Path) -> Path | None:
-    """Renames the log of an earlier run in the same folder to `<name>.old-N`, so that nothing is written over."""
-    if not path.exists() or path.stat().st_size == 0:
-        return None
-    number = 1
-    while (target := path.with_name(f"{path.name}.old-{number}")).exists():
-        number += 1
-    os.rename(path, target)
-    return target
-
-
 def to_json(value: Any) -> Any:
     """`value` in the types that JSON has: numpy and dataclasses become plain, what is not finite becomes null."""
     if isinstance(value, bool | int | str) or value is None:

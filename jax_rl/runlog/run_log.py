@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from jax_rl.config.schema import Config
-from jax_rl.runlog.jsonl import JsonLines, move_aside, truncate_after
+from jax_rl.files import move_aside
+from jax_rl.runlog.jsonl import JsonLines, truncate_after
 from jax_rl.runlog.progress import RunProgress
 from jax_rl.runlog.tables import Evaluated, print_report
 from jax_rl.runlog.tensorboard import Scalars

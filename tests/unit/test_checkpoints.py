@@ -121,6 +121,19 @@ def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path, options):
                     promised = int(line.split()[1])
 
 
+def test_a_run_that_starts_over_sets_later_checkpoints_aside(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for update in (1, 2, 3):
+        checkpoints.save(state(update), {"update": update})
+    renamed = checkpoints.set_aside_after(1)
+    assert sorted(p.name for p in renamed) == ["checkpoint-2.old-1", "checkpoint-3.old-1", "resume_latest.old-1"]
+    assert checkpoints.newest() == tmp_path / "checkpoint-1"
+    checkpoints.save(state(2), {"update": 2})
+    assert read_meta(checkpoints.newest())["update"] == 2
+    restored, _ = restore(tmp_path / "checkpoint-3.old-1", zeros())
+    jax.tree.map(np.testing.assert_array_equal, restored, state(3))
+
+
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere is not a checkpoint: it does not exist"):
         restore(tmp_path / "nowhere", zeros())

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_rl.rewards.types import ErrorSpan
 from jax_rl.files import move_aside
+from jax_rl.rewards.types import ErrorSpan
 from jax_rl.runlog.jsonl import JsonLines, to_json, truncate_after
 
 

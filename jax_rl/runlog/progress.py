@@ -21,7 +21,8 @@ class RunProgress:
 
     def __init__(self, total: int, done: int = 0, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self._total, self._first, self._start = total, done, time.monotonic()
+        self._total = total
+        self._first: tuple[int, float] | None = None  # number and time of the first update, which also compiles
         self._bar = None
         if self.console.is_terminal:
             columns = (TextColumn("update"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[figures]}"))
@@ -57,10 +58,11 @@ class RunProgress:
         self.close()
 
     def _time_left(self, update: int) -> str:
-        made = update - self._first
-        if made <= 0:
+        if self._first is None:
+            self._first = (update, time.monotonic())
             return "?"
-        seconds = round((time.monotonic() - self._start) / made * (self._total - update))
+        first, start = self._first
+        seconds = round((time.monotonic() - start) / (update - first) * (self._total - update))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 

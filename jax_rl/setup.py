@@ -112,6 +112,8 @@ def configure_jax(cfg: Config) -> None:
     """Settings that must be made before the first array: the backend and the cache of compiled programs."""
     if cfg.misc.device == "cpu":
         jax.config.update("jax_platforms", "cpu")
+    if cfg.misc.dtype == "float32":
+        jax.config.update("jax_default_matmul_precision", "highest")  # else a GPU would round the factors to TF32
     cache = Path(cfg.misc.compilation_cache_dir or Path.home() / ".cache" / "jax_rl" / "programs")
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

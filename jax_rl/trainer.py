@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -225,8 +226,14 @@ class _Stop:
 
 @contextmanager
 def _stop_on_sigterm() -> Iterator[_Stop]:
-    """Turns SIGTERM (Slurm's and Kubernetes' notice) into a flag that is read between updates."""
+    """Turns SIGTERM (Slurm's and Kubernetes' notice) into a flag that is read between updates.
+
+    Only a main thread can: in another one, of a notebook say, SIGTERM does what it did.
+    """
     stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def request(signum, frame) -> None:
         stop.requested = True

@@ -1,0 +1,28 @@
+"""Every config that people start from loads, the README's example included."""
+
+import re
+
+import pytest
+
+from jax_rl.config import dump_config, load_config
+
+
+@pytest.mark.parametrize("name", ["train_toy.yaml"])
+def test_a_shipped_config_loads_and_its_dump_loads_again(repo, tmp_path, name):
+    cfg = load_config(repo / "configs" / name)
+    (tmp_path / "again.yaml").write_text(dump_config(cfg))
+    assert load_config(tmp_path / "again.yaml") == cfg
+
+
+def test_no_shipped_config_is_left_out(repo):
+    assert {path.name for path in (repo / "configs").glob("*.yaml")} == {"train_toy.yaml"}
+
+
+def test_the_readmes_example_loads(repo, tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", (repo / "README.md").read_text(), re.DOTALL)
+    text = text.replace("/models/my-gemma3-sft", str(repo / "configs/toy/policy")).replace(" .venv-", f" {repo}/.venv-")
+    (tmp_path / "train.jsonl").write_text('{"src_text": "one"}\n')
+    (tmp_path / "my.yaml").write_text(text)
+    cfg = load_config(tmp_path / "my.yaml")
+    assert cfg.rl.updates == 500 and cfg.model.reference_gpu_ids == (1,)
+    assert cfg.logging.output_dir == str(tmp_path / "runs/a")

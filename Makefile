@@ -24,7 +24,7 @@ toy-data: .cache/toy/train.jsonl ## English-Korean pairs out of installed packag
 .cache/toy/train.jsonl: jax_rl/toy/text.py | .venv/.toy
 	.venv/bin/python -m jax_rl.toy.text --out .cache/toy
 
-toy-inputs: workers toy-data ## make the committed tiny models again (half an hour)
+toy-inputs: workers toy-data ## make the committed tiny models again (some twenty minutes)
 	.venv/bin/python -m jax_rl.toy.policy --data .cache/toy --out configs/toy/policy
 	OMP_NUM_THREADS=1 .venv-metricx/bin/python -m reward_workers.toy.train_metricx --data .cache/toy/train.jsonl --out configs/toy/metricx
 	OMP_NUM_THREADS=1 .venv-xcomet/bin/python -W ignore -m reward_workers.toy.train_xcomet --data .cache/toy/train.jsonl --out configs/toy/xcomet

@@ -12,8 +12,8 @@ import numpy as np
 from jax_rl.config.schema import Config
 from jax_rl.credit import to_translations
 from jax_rl.data.prompts import Prompt
-from jax_rl.figures import completion_figures, output_row, scoring_figures
-from jax_rl.rewards.scoring import CompletionScores, Scorer
+from jax_rl.figures import completion_figures, mean_and_std, output_row, scoring_figures
+from jax_rl.rewards.scoring import CompletionScores, Scorer, metric_weights, weighted_sum
 from jax_rl.rollout.collect import RolloutBatch, generate_rollouts
 from jax_rl.rollout.engine import RolloutEngine
 from jax_rl.rollout.sampling import EVAL_STREAM, SamplingParams
@@ -142,19 +142,22 @@ def summarize(report: EvalReport, baseline: EvalReport | None, cfg: Config) -> d
 def select_score(greedy: Figures, cfg: Config) -> float | None:
     """The weighted sum of the sequence reward, over the means; None while a weighted metric has no score at all."""
     reward = cfg.reward
-    terms = [
-        ("metricx_reward", reward.w_metricx if reward.metricx.enabled else 0.0),
-        ("xcomet_score", reward.w_xcomet_seq * reward.xcomet_seq_scale if reward.xcomet.enabled else 0.0),
-        ("mqm_score", reward.w_mqm_seq * reward.mqm_seq_scale if reward.mqm.enabled else 0.0),
-        ("chrf", reward.w_chrf if reward.chrf.enabled else 0.0),
-    ]
-    total = 0.0
-    for name, weight in terms:
-        present = [v for v in greedy[name] if v is not None]
-        if weight and not present:
+    figures = {  # by metric: its figure, and whether it is on
+        "metricx": ("metricx_score", reward.metricx.enabled),
+        "xcomet": ("xcomet_score", reward.xcomet.enabled),
+        "mqm": ("mqm_score", reward.mqm.enabled),
+        "chrf": ("chrf", reward.chrf.enabled),
+    }
+    means = {}
+    for name, weight in metric_weights(reward).items():
+        figure, enabled = figures[name]
+        if not (weight and enabled):
+            continue
+        mean, _ = mean_and_std(greedy[figure])
+        if mean is None:
             return None
-        total += weight * float(np.mean(present)) if weight else 0.0
-    return total
+        means[name] = mean
+    return weighted_sum(means, reward)
 
 
 def _describe(key: str, values: list[float | None], resamples: int) -> dict:

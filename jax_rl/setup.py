@@ -148,8 +148,7 @@ def _folder(cfg: Config, name: str | None) -> Path:
 
 
 def _prompts(cfg: Config, tokenizer: Tokenizer, split: Split) -> list[Prompt]:
-    limit = cfg.data.limit if split == "train" else cfg.eval.eval_limit
-    examples = load_examples(cfg.data, split, limit)
+    examples = load_examples(cfg.data, split, cfg.eval.eval_limit if split == "eval" else None)  # data.limit is its own
     return encode_prompts(
         tokenizer,
         examples,

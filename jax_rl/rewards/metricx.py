@@ -14,6 +14,7 @@ class MetricXMetric(WorkerMetric):
     def __init__(self, cfg: MetricXConfig, max_restarts: int, log_dir: Path):
         super().__init__(
             "metricx",
+            cfg,
             options={
                 "model_name": cfg.model_name,
                 "tokenizer_name": cfg.tokenizer_name,
@@ -22,12 +23,7 @@ class MetricXMetric(WorkerMetric):
                 "max_input_length": cfg.max_input_length,
                 "overflow_policy": cfg.overflow_policy,
             },
-            device=cfg.device,
-            use_reference=cfg.use_reference,
             worst=WORST,
-            python_executable=cfg.python_executable,
-            startup_seconds=cfg.startup_timeout_sec,
-            request_seconds=cfg.subprocess_timeout_sec,
             max_restarts=max_restarts,
             log_dir=log_dir,
         )

@@ -50,20 +50,31 @@ def sequence_reward(scores: Mapping[str, Score], cfg: RewardConfig) -> float | M
     that nothing is wrong, so the completion is unscored even with w_xcomet_seq = 0. A metric that has weight 0 and
     gives no spans is only watched, and may be Missing.
     """
-    terms: dict[str, tuple[float, Callable[[float], float]]] = {
-        "metricx": (cfg.w_metricx, lambda value: cfg.metricx.offset - value),
-        "xcomet": (cfg.w_xcomet_seq, lambda value: value * cfg.xcomet_seq_scale),
-        "mqm": (cfg.w_mqm_seq, lambda value: value * cfg.mqm_seq_scale),
-        "chrf": (cfg.w_chrf, lambda value: value),
-    }
-    reward, reasons = 0.0, []
-    for name, (weight, in_reward_units) in terms.items():
+    values, reasons = {}, []
+    for name, weight in metric_weights(cfg).items():
         score = scores.get(name)
         if isinstance(score, Scored):
-            reward += weight * in_reward_units(score.value)
+            values[name] = score.value
         elif isinstance(score, Missing) and (weight != 0 or name in SPAN_METRICS):
             reasons.append(f"{name}: {score.reason}")
-    return Missing("; ".join(reasons)) if reasons else reward
+    return Missing("; ".join(reasons)) if reasons else weighted_sum(values, cfg)
+
+
+def metric_weights(cfg: RewardConfig) -> dict[str, float]:
+    """The weight of each metric in the sequence reward, by metric name."""
+    return {"metricx": cfg.w_metricx, "xcomet": cfg.w_xcomet_seq, "mqm": cfg.w_mqm_seq, "chrf": cfg.w_chrf}
+
+
+def weighted_sum(values: Mapping[str, float], cfg: RewardConfig) -> float:
+    """The sum of spec §5 over the raw metric values that are given."""
+    in_reward_units: dict[str, Callable[[float], float]] = {
+        "metricx": lambda value: cfg.metricx.offset - value,
+        "xcomet": lambda value: value * cfg.xcomet_seq_scale,
+        "mqm": lambda value: value * cfg.mqm_seq_scale,
+        "chrf": lambda value: value,
+    }
+    weights = metric_weights(cfg)
+    return sum((weights[name] * in_reward_units[name](values[name]) for name in weights if name in values), 0.0)
 
 
 @dataclass(frozen=True)

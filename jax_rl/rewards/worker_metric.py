@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from jax_rl.config.schema import MetricXConfig, XCometConfig
 from jax_rl.rewards.text import NormalizedText, is_blank, normalize, normalized
 from jax_rl.rewards.types import ErrorSpan, Missing, Score, Scored, Translation
 from jax_rl.rewards.worker_client import WorkerClient, WorkerFailed, worker_command, worker_environment
@@ -20,29 +21,24 @@ class WorkerMetric:
     def __init__(
         self,
         name: str,
-        *,
+        cfg: MetricXConfig | XCometConfig,
         options: Message,
-        device: str,
-        use_reference: bool,
         worst: float,
-        python_executable: str | None,
-        startup_seconds: float,
-        request_seconds: float,
         max_restarts: int,
         log_dir: Path,
     ):
         self.name = name
-        self._options, self._use_reference, self._worst = options, use_reference, worst
+        self._options, self._use_reference, self._worst = options, cfg.use_reference, worst
         self._counts: Counter[str] = Counter()
         self._restarts_told = 0
         self._client = WorkerClient(
             name,
-            worker_command(name, python_executable),
-            {**options, "device": device.partition(":")[0]},  # of several GPUs the worker sees one
-            environment=worker_environment(device),
+            worker_command(name, cfg.python_executable),
+            {**options, "device": cfg.device.partition(":")[0]},  # of several GPUs the worker sees one
+            environment=worker_environment(cfg.device),
             log_path=log_dir / f"worker_{name}.log",
-            startup_seconds=startup_seconds,
-            request_seconds=request_seconds,
+            startup_seconds=cfg.startup_timeout_sec,
+            request_seconds=cfg.subprocess_timeout_sec,
             max_restarts=max_restarts,
         )
 

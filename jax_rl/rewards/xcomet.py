@@ -14,18 +14,14 @@ class XCometMetric(WorkerMetric):
     def __init__(self, cfg: XCometConfig, max_restarts: int, log_dir: Path):
         super().__init__(
             "xcomet",
+            cfg,
             options={
                 "model_name": cfg.model_name,
                 "encoder_name": cfg.encoder_name,
                 "batch_size": cfg.batch_size,
                 "overflow_policy": cfg.overflow_policy,
             },
-            device=cfg.device,
-            use_reference=cfg.use_reference,
             worst=WORST,
-            python_executable=cfg.python_executable,
-            startup_seconds=cfg.startup_timeout_sec,
-            request_seconds=cfg.subprocess_timeout_sec,
             max_restarts=max_restarts,
             log_dir=log_dir,
         )

@@ -72,7 +72,7 @@ class RolloutEngine:
         self.pad_id = pad_id
         self.cache_dtype = cache_dtype
         self._prefill = jax.jit(self._prefill_fn, static_argnames=("group_size", "track_seen"))
-        self._decode = jax.jit(self._decode_fn, static_argnames=("params_",), donate_argnames=("state",))
+        self._decode = jax.jit(self._decode_fn, static_argnames=("sampling",), donate_argnames=("state",))
 
     def generate(
         self,
@@ -87,7 +87,7 @@ class RolloutEngine:
         tokens, positions = left_pad(prompts, bucket(longest), self.pad_id)
         track_seen = sampling.repetition_penalty != 1.0
         state = self._prefill(params, tokens, positions, group_size=group_size, track_seen=track_seen)
-        state = self._decode(params, state, keys, params_=sampling)
+        state = self._decode(params, state, keys, sampling=sampling)
         completion, mask, logp = jax.device_get((state.tokens, state.mask, state.logp))
         prompt_lens = np.repeat([len(p) for p in prompts], group_size)
         completion_positions = np.where(mask, prompt_lens[:, None] + np.arange(self.max_new_tokens), -1)
@@ -126,12 +126,12 @@ class RolloutEngine:
             logp=jnp.zeros(shape, jnp.float32),
         )
 
-    def _decode_fn(self, params, state: _DecodeState, keys, *, params_: SamplingParams) -> _DecodeState:
+    def _decode_fn(self, params, state: _DecodeState, keys, *, sampling: SamplingParams) -> _DecodeState:
         rows = jnp.arange(state.done.shape[0])
 
         def emit(state: _DecodeState) -> _DecodeState:
             """Samples the token of `step` from the logits at hand."""
-            token = sample_tokens(state.logits, state.seen, keys, state.step, params_)
+            token = sample_tokens(state.logits, state.seen, keys, state.step, sampling)
             token = jnp.where(state.done, self.pad_id, token)
             logp = jax.nn.log_softmax(state.logits, axis=-1)[rows, token]
             return state._replace(

@@ -37,14 +37,14 @@ def test_differences_are_paired_by_example_and_leave_out_what_is_missing():
 
 def test_selection_score_is_the_weighted_sum_over_the_means():
     reward = RewardConfig(w_metricx=2.0, w_xcomet_seq=3.0, xcomet_seq_scale=10.0, w_chrf=1.0, chrf=ChrFConfig(True))
-    greedy = report(metricx_reward=[1.0, None], xcomet_score=[0.2, 0.4], chrf=[0.5, 0.5]).figures["greedy"]
+    greedy = report(metricx_score=[4.0, None], xcomet_score=[0.2, 0.4], chrf=[0.5, 0.5]).figures["greedy"]
     assert select_score(greedy, Config(reward=reward)) == pytest.approx(2 * 1.0 + 3 * 10 * 0.3 + 0.5)
     off = RewardConfig(metricx=MetricXConfig(enabled=False), xcomet=XCometConfig(enabled=False))
     assert select_score(greedy, Config(reward=off)) == 0.0
 
 
 def test_selection_score_is_missing_while_a_weighted_metric_has_no_score():
-    assert select_score(report(metricx_reward=[None, None]).figures["greedy"], Config()) is None
+    assert select_score(report(metricx_score=[None, None]).figures["greedy"], Config()) is None
 
 
 def test_corpus_scores_are_sacrebleus():

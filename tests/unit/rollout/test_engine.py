@@ -111,7 +111,7 @@ def test_decoding_stops_when_every_row_has_ended(model, params):
     engine = RolloutEngine(model, LENGTH, tuple(range(VOCAB)), PAD)
     state = engine._prefill(params, *_padded(PROMPTS), group_size=1, track_seen=False)
     written = int(state.cache.length)
-    state = engine._decode(params, state, sample_keys(0, 0, np.arange(3), 1), params_=SAMPLING)
+    state = engine._decode(params, state, sample_keys(0, 0, np.arange(3), 1), sampling=SAMPLING)
     assert int(state.step) == 1 and int(state.cache.length) == written
     assert np.asarray(state.mask).sum(axis=1).tolist() == [1, 1, 1]
 

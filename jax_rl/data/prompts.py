@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from jax_rl.data.examples import Example
 from jax_rl.data.sources import DataError
-from jax_rl.tokens.tokenizer import Tokenizer
+from jax_rl.tokens.tokenizer import Tokenizer, TokenizerError
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +64,20 @@ def encode_prompts(
 ) -> list[Prompt]:
     """One prompt per example, in order, through the tokenizer's chat template where it has one.
 
+    A chat template that takes language codes (TranslateGemma) writes its own instruction: it is given the source text
+    and the example's two codes, and `template` is not used.
+
     Args:
         max_tokens: the longest prompt, chat template included; never cut.
         policy: what a longer one is: an error that names it, or left out and counted in a warning.
 
     Raises:
         DataError: a prompt is too long, or none is left.
-        TokenizerError: the chat template refuses.
+        TokenizerError: the chat template refuses an example, which is named; a language code it does not know is named
+            too.
     """
+    if tokenizer.takes_language_codes:
+        log.info("the checkpoint's chat template writes the instruction from the language codes: no prompt.template")
     prompts = [_encode(tokenizer, example, template, chat_template_kwargs) for example in examples]
     fitting = [prompt for prompt in prompts if len(prompt.token_ids) <= max_tokens]
     if len(fitting) == len(prompts):
@@ -90,12 +96,26 @@ def encode_prompts(
 
 
 def _encode(tokenizer: Tokenizer, example: Example, template: str, kwargs: Mapping[str, Any]) -> Prompt:
-    text = format_translation_prompt(example, template)
     if tokenizer.has_chat_template:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": text}], **kwargs)
+        text = _render(tokenizer, example, template, kwargs)
         return Prompt(example, text, tuple(tokenizer.encode(text, add_special_tokens=False)))
+    text = format_translation_prompt(example, template)
     ids = tokenizer.encode(text, add_special_tokens=True)
     # some tokenizers close every text with their EOS: the completion would begin after the end
     while ids and ids[-1] in tokenizer.eos_ids:
         ids.pop()
     return Prompt(example, text, tuple(ids))
+
+
+def _render(tokenizer: Tokenizer, example: Example, template: str, kwargs: Mapping[str, Any]) -> str:
+    """Through the chat template: the instruction, or the bare text and its codes where the template instructs."""
+    if tokenizer.takes_language_codes:
+        codes = {"source_lang_code": example.src_lang_code, "target_lang_code": example.tgt_lang_code}
+        content: Any = [{"type": "text", **codes, "text": example.src_text}]
+        named = f" (source_lang_code {example.src_lang_code!r}, target_lang_code {example.tgt_lang_code!r})"
+    else:
+        content, named = format_translation_prompt(example, template), ""
+    try:
+        return tokenizer.apply_chat_template([{"role": "user", "content": content}], **kwargs)
+    except TokenizerError as error:
+        raise TokenizerError(f"example {example.example_id!r}{named}: {error}") from error

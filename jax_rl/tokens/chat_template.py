@@ -15,6 +15,8 @@ from jinja2 import nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+_LANGUAGE_CODES = {"source_lang_code", "target_lang_code"}
+
 
 class _GenerationBlock(jinja2.ext.Extension):
     """`{% generation %}` marks the assistant's words for supervised training; here its body is simply rendered."""
@@ -27,29 +29,37 @@ class _GenerationBlock(jinja2.ext.Extension):
         return nodes.Scope(body, lineno=line)
 
 
-def compile_chat_template(source: str) -> jinja2.Template:
-    """Raises jinja2.TemplateSyntaxError."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    return environment.from_string(source)
+class ChatTemplate:
+    """One template, compiled.
 
-
-def render_chat(
-    template: jinja2.Template,
-    messages: Sequence[dict[str, Any]],
-    special_tokens: dict[str, str],
-    **kwargs: Any,
-) -> str:
-    """The text of a conversation, ready for the assistant's turn.
-
-    `kwargs` reach the template as variables and win over `special_tokens` (bos_token, eos_token, ...). Raises
-    jinja2.TemplateError where the template refuses, TypeError where it cannot work with what it was given.
+    takes_language_codes  whether it writes the translation's instruction itself, from `source_lang_code` and
+                          `target_lang_code` of the user's one content item (TranslateGemma), and not from a text
     """
-    variables = {"add_generation_prompt": True, "tools": None, "documents": None, **special_tokens, **kwargs}
-    return template.render(messages=list(messages), **variables)
+
+    def __init__(self, source: str) -> None:
+        """Raises jinja2.TemplateSyntaxError."""
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _raise_exception
+        self.takes_language_codes = _LANGUAGE_CODES <= _fields_read(environment.parse(source))
+        self._template = environment.from_string(source)
+
+    def render(self, messages: Sequence[dict[str, Any]], special_tokens: dict[str, str], **kwargs: Any) -> str:
+        """The text of a conversation, ready for the assistant's turn.
+
+        `kwargs` reach the template as variables and win over `special_tokens` (bos_token, eos_token, ...). Raises
+        jinja2.TemplateError where the template refuses, TypeError where it cannot work with what it was given.
+        """
+        variables = {"add_generation_prompt": True, "tools": None, "documents": None, **special_tokens, **kwargs}
+        return self._template.render(messages=list(messages), **variables)
+
+
+def _fields_read(tree: nodes.Template) -> set[str]:
+    """Every name after a dot and every text in the code: `x.name`, `x["name"]`, `x.get("name")`, `"name" in x`."""
+    attributes = {node.attr for node in tree.find_all(nodes.Getattr)}
+    return attributes | {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent=None, separators=None, sort_keys: bool = False) -> str:

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import AddedToken
 
 from jax_rl.errors import UserError
-from jax_rl.tokens.chat_template import compile_chat_template, render_chat
+from jax_rl.tokens.chat_template import ChatTemplate
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -27,13 +27,14 @@ class TokenizerError(UserError):
 class Tokenizer:
     """Text to ids and back, the chat template, and the ids that mean something special.
 
-    bos_id             None where the tokenizer names no BOS (Qwen)
-    pad_id             fills rows up; carries no meaning, so where none is named it is the first stop id
-    eos_ids            every id that ends a completion
-    special_ids        ids that decode to nothing
-    vocab_size         one past the largest id that has a piece; a model's embedding may have more rows
-    has_chat_template  whether `apply_chat_template` can be called
-    backend            the `tokenizers.Tokenizer` itself
+    bos_id                None where the tokenizer names no BOS (Qwen)
+    pad_id                fills rows up; carries no meaning, so where none is named it is the first stop id
+    eos_ids               every id that ends a completion
+    special_ids           ids that decode to nothing
+    vocab_size            one past the largest id that has a piece; a model's embedding may have more rows
+    has_chat_template     whether `apply_chat_template` can be called
+    takes_language_codes  whether that template writes the instruction itself (see ChatTemplate)
+    backend               the `tokenizers.Tokenizer` itself
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Tokenizer:
         backend: tokenizers.Tokenizer,
         named_tokens: dict[str, str],
         eos_ids: tuple[int, ...],
-        chat_template: jinja2.Template | None,
+        chat_template: ChatTemplate | None,
         folder: Path,
     ) -> None:
         self.backend = backend
@@ -56,8 +57,9 @@ class Tokenizer:
         # a stop token is never part of a translation, even where tokenizer.json forgot to mark it as special
         flagged = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
         self.special_ids = frozenset(flagged | set(eos_ids) | {i for i in named_ids.values() if i is not None})
-        self.vocab_size: int = 1 + max(backend.get_vocab(with_added_tokens=True).values())
         self.has_chat_template = chat_template is not None
+        self.takes_language_codes = chat_template is not None and chat_template.takes_language_codes
+        self.vocab_size: int = 1 + max(backend.get_vocab(with_added_tokens=True).values())
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
@@ -93,7 +95,7 @@ class Tokenizer:
         if self._chat_template is None:
             raise TokenizerError(f"{self.folder}: the tokenizer has no chat template")
         try:
-            return render_chat(self._chat_template, messages, self._named_tokens, **kwargs)
+            return self._chat_template.render(messages, self._named_tokens, **kwargs)
         except (jinja2.TemplateError, TypeError) as error:
             raise TokenizerError(f"{self.folder}: the chat template refuses the conversation: {error}") from error
 
@@ -152,7 +154,7 @@ def _stop_ids(folder: Path, backend: tokenizers.Tokenizer, named: dict[str, str]
     )
 
 
-def _load_chat_template(folder: Path, config: dict[str, Any]) -> jinja2.Template | None:
+def _load_chat_template(folder: Path, config: dict[str, Any]) -> ChatTemplate | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         source: Any = path.read_text(encoding="utf-8")
@@ -163,11 +165,14 @@ def _load_chat_template(folder: Path, config: dict[str, Any]) -> jinja2.Template
             path = folder / "tokenizer_config.json"
             source = config.get("chat_template")
     if isinstance(source, list):  # several by name, e.g. one for tool use
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+        named = {entry["name"]: entry["template"] for entry in source}
+        if "default" not in named:
+            raise TokenizerError(f"{path}: none of its chat templates is named 'default'; there are {sorted(named)}")
+        source = named["default"]
     if source is None:
         return None
     try:
-        return compile_chat_template(source)
+        return ChatTemplate(source)
     except jinja2.TemplateSyntaxError as error:
         raise TokenizerError(f"{path}: the chat template is broken at its line {error.lineno}: {error}") from error
 

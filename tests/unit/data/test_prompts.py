@@ -30,6 +30,10 @@ WORDS = [
     "\n",
 ]
 CHAT = "{{ bos_token }}<user>{{ messages[0].content | trim }}<model>{% if not enable_thinking %}NOTHINK{% endif %}"
+CODES_CHAT = """{%- set names = {"en": "English", "ko": "Korean"} -%}
+{%- set item = messages[0].content[0] -%}
+{{ bos_token }}<user>Say in {{ '' + names[item.source_lang_code] + names[item["target_lang_code"]] -}}
+: {{ item.text | trim }}<model>"""
 TEMPLATE = "Say in {target_lang} : {text}"
 
 
@@ -115,8 +119,27 @@ def test_without_a_chat_template_the_plain_prompt_has_its_bos_and_no_end(tmp_pat
 
 def test_a_chat_template_that_refuses(tmp_path):
     tokenizer = make_tokenizer(tmp_path, "{{ raise_exception('one dict with source_lang_code, please') }}")
-    with pytest.raises(TokenizerError, match="source_lang_code, please"):
+    with pytest.raises(TokenizerError, match="example 'e0': .*source_lang_code, please"):
         encode(tokenizer, ["the cat"])
+
+
+def test_a_chat_template_that_takes_language_codes_gets_the_text_and_the_codes(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    first, second = encode(make_tokenizer(tmp_path, CODES_CHAT), ["the {cat} ", "sat"])
+    assert first.text == "<bos><user>Say in EnglishKorean: the {cat}<model>"
+    assert words(second.token_ids) == ["<bos>", "<user>", "Say", "in", "<unk>", ":", "sat", "<model>"]
+    (record,) = [record for record in caplog.records if record.levelno == logging.INFO]
+    assert "language codes" in record.getMessage() and "prompt.template" in record.getMessage()
+
+
+@pytest.mark.parametrize("codes", [("en", "zh-CN"), ("xx", "ko")])
+def test_a_language_code_that_the_template_does_not_know_is_named_with_its_example(tmp_path, capsys, codes):
+    tokenizer = make_tokenizer(tmp_path, CODES_CHAT)
+    examples = [example("cat", "fine"), Example("bad", "cat", "A", "B", *codes, None)]
+    assert main_guard(lambda: encode_prompts(tokenizer, examples, TEMPLATE, {}, 100, "error") and None) == 2
+    message = capsys.readouterr().err
+    assert f"example 'bad' (source_lang_code {codes[0]!r}, target_lang_code {codes[1]!r}): " in message
+    assert message.count("\n") == 1 and "Traceback" not in message
 
 
 def test_a_prompt_that_is_just_short_enough_is_whole(tmp_path):

@@ -205,6 +205,7 @@ def write(name, content):
         (write("generation_config.json", '{"eos_token_id": [1, true]}'), {}, "eos_token_id is [1, True]"),
         (lambda folder: None, {"bos_token": "<bos>"}, "nothing says which token ends a completion"),
         (write("chat_template.jinja", "{% for %}"), {}, "chat_template.jinja: the chat template is broken at"),
+        (lambda folder: None, {"eos_token": "<eos>", "chat_template": [{"name": "tool", "template": ""}]}, "['tool']"),
     ],
 )
 def test_an_unusable_folder_is_one_message_and_exit_code_2(

@@ -96,6 +96,21 @@ def read_kv(kv: KV, row: Int[Array, ""] | None) -> tuple[Float[Array, "B K S H"]
     )
 
 
+def read_state(state: dict[str, Array], row: Int[Array, ""] | None) -> dict[str, Array]:
+    """One recurrent layer's state, out of the stack's (`row` as in `write_kv`)."""
+    if row is None:
+        return state
+    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, row, keepdims=False), state)
+
+
+def write_state(state: dict[str, Array], row: Int[Array, ""] | None, new: dict[str, Array]) -> dict[str, Array]:
+    """Replaces one recurrent layer's state."""
+    new = jax.tree.map(lambda old, leaf: leaf.astype(old.dtype), state, new)
+    if row is None:
+        return new
+    return jax.tree.map(lambda old, leaf: lax.dynamic_update_index_in_dim(old, leaf, row, 0), state, new)
+
+
 def _batch_axis(path: tuple) -> int:
     return 1 if path[0].key == "blocks" else 0
 

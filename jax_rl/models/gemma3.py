@@ -15,10 +15,13 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jax_rl.models.cache import KV, Cache, advance, empty_cache, empty_kv, read_kv, write_kv
+from jax_rl.models import blocks
+from jax_rl.models.attend import Attend
+from jax_rl.models.blocks import HEADS, HIDDEN, LayerSpecs, Place, gated_mlp, keep, split_heads
+from jax_rl.models.cache import KV, Cache, empty_cache, empty_kv
 from jax_rl.models.errors import ModelError
-from jax_rl.models.layers import Rope, apply_rope, attention, linear, rms_norm, rope_angles, visible
-from jax_rl.models.params import Params, ParamSpec, Specs
+from jax_rl.models.layers import Rope, apply_rope, linear, rms_norm, rope_angles
+from jax_rl.models.params import Params, Specs
 from jax_rl.models.stack import run_stack, stack_caches, stack_specs
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -77,17 +80,13 @@ class Gemma3Config:
         Raises:
             ModelError: all the fields whose values are not implemented, in one message.
         """
-        text = raw.get("text_config", raw)
-        fields = {name: text.get(name, default) for name, default in _DEFAULTS.items()}
+        text = blocks.text_config(raw)
+        fields = blocks.read_fields(text, _DEFAULTS)
         pattern = text.get("sliding_window_pattern") or 6
         kinds = text.get("layer_types") or [
             FULL if (i + 1) % pattern == 0 else SLIDING for i in range(fields["num_hidden_layers"])
         ]
-        wrong = [
-            f"{name} is {text[name]!r}, must be {right!r}"
-            for name, right in _REQUIRED.items()
-            if text.get(name, right) != right and not (right is False and text[name] is None)
-        ]
+        wrong = blocks.wrong_fields(text, _REQUIRED)
         wrong += [f"layer_types has an unknown kind {kind!r}" for kind in sorted(set(kinds) - {SLIDING, FULL})]
         if len(kinds) != fields["num_hidden_layers"]:
             wrong.append(f"layer_types has {len(kinds)} entries, num_hidden_layers is {fields['num_hidden_layers']}")
@@ -112,47 +111,16 @@ def _read_rope(text: dict[str, Any], kind: str) -> Rope:
 
 def param_specs(cfg: Gemma3Config) -> Specs:
     """{"embed", "norm", ["lm_head"], "blocks": {place in the period: layer}, "tail": {...}}."""
-    width = cfg.hidden_size
-    specs = {
-        "embed": ParamSpec((cfg.vocab_size, width), ("vocab", "embed"), _normal(cfg), ("embed_tokens.weight",)),
-        "norm": ParamSpec((width,), ("embed",), initializers.zeros, ("norm.weight",)),
-        **stack_specs(cfg.layer_types, partial(_layer_specs, cfg)),
-    }
-    if not cfg.tie_word_embeddings:
-        specs["lm_head"] = ParamSpec((cfg.vocab_size, width), ("vocab", "embed"), _normal(cfg), ("lm_head.weight",))
-    return specs
+    return blocks.table_specs(cfg, initializers.zeros) | stack_specs(cfg.layer_types, partial(_layer_specs, cfg))
 
 
-def _normal(cfg: Gemma3Config) -> initializers.Initializer:
-    return initializers.normal(cfg.initializer_range)
-
-
-def _layer_specs(cfg: Gemma3Config, kind: str, layer: int) -> dict[str, Any]:
-    width, mlp, head = cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
-    heads, kv_heads = cfg.num_attention_heads * head, cfg.num_key_value_heads * head
-
-    def spec(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> ParamSpec:
-        init = _normal(cfg) if len(shape) > 1 else initializers.zeros
-        return ParamSpec(shape, axes, init, (f"layers.{layer}.{name}.weight",))
-
+def _layer_specs(cfg: Gemma3Config, kind: str, number: int) -> dict[str, Any]:
+    layer = LayerSpecs(cfg, number, initializers.zeros)
+    norms = ("input", "post_attention", "pre_feedforward", "post_feedforward")
     return {
-        "input_layernorm": spec("input_layernorm", (width,), ("embed",)),
-        "self_attn": {
-            "q_proj": spec("self_attn.q_proj", (heads, width), ("heads", "embed")),
-            "k_proj": spec("self_attn.k_proj", (kv_heads, width), ("kv_heads", "embed")),
-            "v_proj": spec("self_attn.v_proj", (kv_heads, width), ("kv_heads", "embed")),
-            "o_proj": spec("self_attn.o_proj", (width, heads), ("embed", "heads")),
-            "q_norm": spec("self_attn.q_norm", (head,), (None,)),
-            "k_norm": spec("self_attn.k_norm", (head,), (None,)),
-        },
-        "post_attention_layernorm": spec("post_attention_layernorm", (width,), ("embed",)),
-        "pre_feedforward_layernorm": spec("pre_feedforward_layernorm", (width,), ("embed",)),
-        "mlp": {
-            "gate_proj": spec("mlp.gate_proj", (mlp, width), ("mlp", "embed")),
-            "up_proj": spec("mlp.up_proj", (mlp, width), ("mlp", "embed")),
-            "down_proj": spec("mlp.down_proj", (width, mlp), ("embed", "mlp")),
-        },
-        "post_feedforward_layernorm": spec("post_feedforward_layernorm", (width,), ("embed",)),
+        **{f"{name}_layernorm": layer.hidden_norm(f"{name}_layernorm") for name in norms},
+        "self_attn": layer.attention(),
+        "mlp": layer.mlp(),
     }
 
 
@@ -167,13 +135,8 @@ def init_cache(cfg: Gemma3Config, batch: int, slots: int, dtype: DTypeLike) -> C
 
 def embed(cfg: Gemma3Config, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Embeddings times sqrt(D), which is rounded to their dtype first, as the model was trained (50.6 to 50.5)."""
-    x = params["embed"][tokens]
+    x = blocks.embed_tokens(params, tokens)
     return x * jnp.asarray(cfg.hidden_size**0.5, x.dtype)
-
-
-def unembed(params: Params) -> Float[Array, "V D"]:
-    """The matrix whose rows score the vocabulary."""
-    return params["lm_head"] if "lm_head" in params else params["embed"]
 
 
 def forward(
@@ -181,60 +144,39 @@ def forward(
     params: Params,
     tokens: Int[Array, "B T"],
     positions: Int[Array, "B T"],
+    *,
     cache: Cache | None = None,
+    segments: Int[Array, "B T"] | None = None,
     remat: bool = False,
+    place: Place = keep,
 ) -> tuple[Float[Array, "B T D"], Cache | None]:
-    """Hidden states after the final norm.
-
-    Args:
-        tokens: token ids; anything in range on padding.
-        positions: 0, 1, ... along each row's real tokens, -1 on padding, on whichever side.
-        cache: None: the tokens see each other. With T > 1: a fresh cache, which they fill (they still see each other
-            alone). With T = 1: one more token, which sees what the cache holds.
-        remat: see `run_stack`.
-    """
-    x = embed(cfg, params, tokens)
-    decoding = cache is not None and tokens.shape[1] == 1
-    slot, key_positions = jnp.int32(0), positions
-    if cache is not None:
-        slot, cache = cache.length, advance(cache, positions)
-        key_positions = cache.positions if decoding else positions
+    """Hidden states after the final norm: see `registry.Model.forward`."""
+    x = place(embed(cfg, params, tokens), HIDDEN)
+    attend, cache = Attend.begin(positions, segments, cache)
     angles = {
         SLIDING: rope_angles(cfg.rope_sliding, positions, cfg.head_dim),
         FULL: rope_angles(cfg.rope_full, positions, cfg.head_dim),
     }
-    mask = {
-        SLIDING: visible(positions, key_positions, cfg.sliding_window),
-        FULL: visible(positions, key_positions),
-    }
+    mask = {SLIDING: attend.mask(cfg.sliding_window), FULL: attend.mask()}
+    gelu = partial(jax.nn.gelu, approximate=True)
 
-    def attend(kind: str, p: Params, h: Array, kv: KV | None, row: Array | None) -> tuple[Array, KV | None]:
-        split = partial(jnp.reshape, shape=(*h.shape[:2], -1, cfg.head_dim))
-        q = apply_rope(rms_norm(split(linear(h, p["q_proj"])), p["q_norm"], cfg.rms_norm_eps), angles[kind])
-        k = apply_rope(rms_norm(split(linear(h, p["k_proj"])), p["k_norm"], cfg.rms_norm_eps), angles[kind])
-        v = split(linear(h, p["v_proj"]))
-        keys, values = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-        if kv is not None:
-            kv = write_kv(kv, row, slot, k, v)
-            keys, values = read_kv(kv, row) if decoding else (keys, values)
-        out = attention(q, keys, values, mask[kind], cfg.query_pre_attn_scalar**-0.5)
-        return linear(out.reshape(*h.shape[:2], -1), p["o_proj"]), kv
+    def self_attention(kind: str, p: Params, h: Array, kv: KV | None, row: Array | None) -> tuple[Array, KV | None]:
+        def head(name: str) -> Array:
+            return place(split_heads(linear(h, p[name]), cfg.head_dim), ("batch", None, HEADS[name], None))
+
+        q = apply_rope(rms_norm(head("q_proj"), p["q_norm"], cfg.rms_norm_eps), angles[kind])
+        k = apply_rope(rms_norm(head("k_proj"), p["k_norm"], cfg.rms_norm_eps), angles[kind])
+        out, kv = attend(q, k, head("v_proj"), mask[kind], cfg.query_pre_attn_scalar**-0.5, kv, row)
+        return linear(out, p["o_proj"]), kv
 
     def layer(kind: str, p: Params, x: Array, kv: KV | None, row: Array | None) -> tuple[Array, KV | None]:
         def norm(h: Array, name: str) -> Array:
             return rms_norm(h, p[name], cfg.rms_norm_eps)
 
-        h, kv = attend(kind, p["self_attn"], norm(x, "input_layernorm"), kv, row)
+        h, kv = self_attention(kind, p["self_attn"], norm(x, "input_layernorm"), kv, row)
         x = x + norm(h, "post_attention_layernorm")
-        h = _mlp(p["mlp"], norm(x, "pre_feedforward_layernorm"))
-        return x + norm(h, "post_feedforward_layernorm"), kv
+        h = gated_mlp(p["mlp"], norm(x, "pre_feedforward_layernorm"), gelu, place)
+        return place(x + norm(h, "post_feedforward_layernorm"), HIDDEN), kv
 
-    x, layers = run_stack(cfg.layer_types, layer, params, x, None if cache is None else cache.layers, remat)
-    if cache is not None:
-        cache = Cache(layers, cache.positions, cache.length)
+    x, cache = run_stack(cfg.layer_types, layer, params, x, cache, remat)
     return rms_norm(x, params["norm"], cfg.rms_norm_eps), cache
-
-
-def _mlp(p: Params, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    gate = jax.nn.gelu(linear(x, p["gate_proj"]), approximate=True)
-    return linear(gate * linear(x, p["up_proj"]), p["down_proj"])

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
@@ -44,7 +43,7 @@ class HFCheckpoint:
 
         def leaf(spec: ParamSpec) -> jax.Array:
             stored = [self.tensors[self.layout.stored_name(name)] for name in spec.hf_names]
-            return _load_array(spec, stored, np.dtype(jnp.dtype(dtype)), sharding_for(spec) if sharding_for else here)
+            return _load_array(spec, stored, spec.dtype(dtype), sharding_for(spec) if sharding_for else here)
 
         return jax.tree.map(leaf, self.model.specs)
 
@@ -184,7 +183,7 @@ def _tensors_to_write(model: Model, params: Params, source: Path, raw: dict[str,
 def _exported_config(raw: dict[str, Any], model: Model, params: Params) -> dict[str, Any]:
     """The source's config, with the dtype and the tying of what is really written."""
     config = copy.deepcopy(raw)
-    dtype = str(jax.tree.leaves(params)[0].dtype)
+    dtype = str(params["embed"].dtype)
     for part in (config, config.get("text_config", {})):
         part.update({name: dtype for name in ("dtype", "torch_dtype") if name in part})
         if part.get("tie_word_embeddings", part is config) and not model.cfg.tie_word_embeddings:

@@ -23,10 +23,18 @@ def linear(x: Float[Array, "*rows inner"], weight: Float[Array, "out inner"]) ->
 
 
 def rms_norm(x: Float[Array, "*rows D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*rows D"]:
-    """x / rms(x) * (1 + weight), computed in float32 (the zero-centred norm of Gemma)."""
+    """x / rms(x) * (1 + weight), computed in float32 (the zero-centred norm of Gemma and Qwen3.5)."""
+    return (_normalized(x, eps) * (1.0 + weight.astype(F32))).astype(x.dtype)
+
+
+def plain_rms_norm(x: Float[Array, "*rows D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*rows D"]:
+    """x / rms(x) in float32, rounded to x's dtype, then times weight (Llama and Qwen3)."""
+    return weight * _normalized(x, eps).astype(x.dtype)
+
+
+def _normalized(x: Float[Array, "*rows D"], eps: float) -> Float[Array, "*rows D"]:
     wide = x.astype(F32)
-    wide = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * (1.0 + weight.astype(F32))).astype(x.dtype)
+    return wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
 
 
 @dataclass(frozen=True)
@@ -34,51 +42,96 @@ class Rope:
     """Rotary position parameters of one kind of layer."""
 
     theta: float
-    kind: str = "default"  # default | linear
-    factor: float = 1.0  # of linear: positions are divided by it
+    kind: str = "default"  # default | linear | llama3
+    factor: float = 1.0  # positions are divided by it: all of linear's, llama3's slow ones
+    low_freq_factor: float = 1.0  # llama3: wavelengths above original_context / this are divided whole
+    high_freq_factor: float = 4.0  # llama3: wavelengths below original_context / this stay as they are
+    original_context: int = 8192  # llama3
+    rotated_share: float = 1.0  # of a head's dimensions, the first ones; the others carry no position
 
     @classmethod
     def from_hf(cls, raw: dict, where: str) -> "Rope":
         """Reads `rope_parameters` (transformers 5) or `rope_scaling` plus theta (transformers 4).
 
         Raises:
-            ModelError: a rope type that is not implemented.
+            ModelError: a rope type that is not implemented, or one of its parameters is not there.
         """
         kind = raw.get("rope_type", raw.get("type", "default"))
-        if kind not in ("default", "linear"):
-            raise ModelError(f"{where}: rope_type {kind!r} is not implemented; known: default, linear")
-        return cls(theta=float(raw["rope_theta"]), kind=kind, factor=float(raw.get("factor", 1.0)))
+        if kind not in ("default", "linear", "llama3"):
+            raise ModelError(f"{where}: rope_type {kind!r} is not implemented; known: default, linear, llama3")
+        needed = {
+            "linear": ("factor",),
+            "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+        }
+        missing = [name for name in needed.get(kind, ()) if raw.get(name) is None]
+        if missing:
+            raise ModelError(f"{where}: rope_type {kind!r} needs {', '.join(missing)}")
+        return cls(
+            theta=float(raw["rope_theta"]),
+            kind=kind,
+            factor=float(raw.get("factor") or 1.0),
+            low_freq_factor=float(raw.get("low_freq_factor") or cls.low_freq_factor),
+            high_freq_factor=float(raw.get("high_freq_factor") or cls.high_freq_factor),
+            original_context=int(raw.get("original_max_position_embeddings") or cls.original_context),
+            rotated_share=float(raw.get("partial_rotary_factor") or 1.0),
+        )
 
     def frequencies(self, width: int) -> np.ndarray:
-        """Radians per position, [width/2] float32 (RoFormer, arXiv 2104.09864, section 3.2.2)."""
-        exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
-        freqs = np.float32(1.0) / np.float32(self.theta) ** exponents
-        return (freqs / np.float32(self.factor) if self.kind == "linear" else freqs).astype(np.float32)
+        """Radians per position of the rotated pairs of a head of `width`, [pairs] float32.
+
+        RoFormer, arXiv 2104.09864, section 3.2.2; llama3's bands as in transformers' `_compute_llama3_parameters`.
+        """
+        rotated = int(width * self.rotated_share)
+        exponents = np.arange(0, rotated, 2, dtype=np.float32) / np.float32(rotated)
+        freqs = (np.float32(1.0) / np.float32(self.theta) ** exponents).astype(np.float32)
+        if self.kind == "default":
+            return freqs
+        slow = freqs / np.float32(self.factor)
+        if self.kind == "linear":
+            return slow
+        turns = self.original_context / (2 * np.pi / freqs)  # in the context that the model was first trained on
+        kept = np.clip((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1)
+        return ((1 - kept) * slow + kept * freqs).astype(np.float32)
 
 
-def rope_angles(rope: Rope, positions: Int[Array, "B T"], width: int) -> Float[Array, "B T half"]:
+def rope_angles(rope: Rope, positions: Int[Array, "B T"], width: int) -> Float[Array, "B T pairs"]:
     """The rotation of each pair of dimensions at each position, float32."""
     return positions[..., None].astype(F32) * rope.frequencies(width)
 
 
-def apply_rope(x: Float[Array, "B T N H"], angles: Float[Array, "B T half"]) -> Float[Array, "B T N H"]:
-    """Rotates the pairs (i, i + H/2) of every head, as Hugging Face's rotate_half does; float32 inside."""
+def apply_rope(x: Float[Array, "B T N H"], angles: Float[Array, "B T pairs"]) -> Float[Array, "B T N H"]:
+    """Rotates the pairs (i, i + pairs) of every head, as Hugging Face's rotate_half does; float32 inside.
+
+    Dimensions past the pairs (partial rotary embeddings) pass through.
+    """
+    pairs = angles.shape[-1]
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    first, second = jnp.split(x.astype(F32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    first, second = x[..., :pairs].astype(F32), x[..., pairs : 2 * pairs].astype(F32)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return turned if 2 * pairs == x.shape[-1] else jnp.concatenate([turned, x[..., 2 * pairs :]], axis=-1)
 
 
 def visible(
-    query_positions: Int[Array, "B T"], key_positions: Int[Array, "B S"], window: int | None = None
+    query_positions: Int[Array, "B T"],
+    key_positions: Int[Array, "B S"],
+    window: int | None = None,
+    query_segments: Int[Array, "B T"] | None = None,
+    key_segments: Int[Array, "B S"] | None = None,
 ) -> Bool[Array, "B T S"]:
     """Which keys a query sees: real (position >= 0), not later than it, and among the last `window` positions.
 
     The one rule for padding on either side, for decoding and for half-filled caches: padding and empty slots have
-    position -1. A padding query sees nothing.
+    position -1. A padding query sees nothing. In packed rows a query sees its own segment and segment 0, the prefix
+    that all segments share.
     """
     query, key = query_positions[:, :, None], key_positions[:, None, :]
     mask = (key >= 0) & (key <= query)
-    return mask if window is None else mask & (key > query - window)
+    if window is not None:
+        mask &= key > query - window
+    if query_segments is not None and key_segments is not None:
+        key_segment = key_segments[:, None, :]
+        mask &= (key_segment == query_segments[:, :, None]) | (key_segment == 0)
+    return mask
 
 
 def attention(

@@ -34,6 +34,7 @@ class ParamSpec:
         hf_names: the tensors that hold it in a Hugging Face file, named without the text model's prefix
             (`layers.3.mlp.up_proj.weight`). `stacked`: one name per row of the leading axis; else exactly one.
         stacked: whether the leading axis counts layers.
+        wide: held in float32 whatever the model's dtype (a decay rate, whose exponential is taken twice).
     """
 
     shape: tuple[int, ...]
@@ -41,6 +42,7 @@ class ParamSpec:
     init: Initializer
     hf_names: tuple[str, ...]
     stacked: bool = False
+    wide: bool = False
 
     def __post_init__(self) -> None:
         if len(self.axes) != len(self.shape):
@@ -59,7 +61,11 @@ class ParamSpec:
 
     def stack(self, hf_names: tuple[str, ...]) -> "ParamSpec":
         """This parameter of one layer, stacked over the layers that `hf_names` come from."""
-        return ParamSpec((len(hf_names), *self.shape), ("layers", *self.axes), self.init, hf_names, stacked=True)
+        return ParamSpec((len(hf_names), *self.shape), ("layers", *self.axes), self.init, hf_names, True, self.wide)
+
+    def dtype(self, default: DTypeLike) -> np.dtype:
+        """What the parameter is held in where the model is held in `default`."""
+        return np.dtype(np.float32) if self.wide else np.dtype(jnp.dtype(default))
 
 
 def spec_leaves(specs: Specs) -> list[ParamSpec]:
@@ -70,7 +76,7 @@ def spec_leaves(specs: Specs) -> list[ParamSpec]:
 def init_params(specs: Specs, key: jax.Array, dtype: DTypeLike) -> Params:
     """Random parameters: each leaf draws from its own key, `fold_in(key, number of the leaf)`."""
     leaves, tree = jax.tree.flatten(specs)
-    values = [spec.init(jax.random.fold_in(key, i), spec.shape, dtype) for i, spec in enumerate(leaves)]
+    values = [spec.init(jax.random.fold_in(key, i), spec.shape, spec.dtype(dtype)) for i, spec in enumerate(leaves)]
     return jax.tree.unflatten(tree, values)
 
 
@@ -78,7 +84,8 @@ def abstract_params(specs: Specs, dtype: DTypeLike, sharding_for: ShardingFor | 
     """The parameters as `jax.ShapeDtypeStruct`s: for compiling without values and for restoring a checkpoint."""
 
     def leaf(spec: ParamSpec) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding_for(spec) if sharding_for else None)
+        sharding = sharding_for(spec) if sharding_for else None
+        return jax.ShapeDtypeStruct(spec.shape, spec.dtype(dtype), sharding=sharding)
 
     return jax.tree.map(leaf, specs)
 
@@ -90,4 +97,4 @@ def count_params(specs: Specs) -> int:
 
 def param_bytes(specs: Specs, dtype: DTypeLike) -> int:
     """What the parameters take in memory, unsharded."""
-    return count_params(specs) * np.dtype(jnp.dtype(dtype)).itemsize
+    return sum(spec.size * spec.dtype(dtype).itemsize for spec in spec_leaves(specs))

@@ -12,7 +12,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jax_rl.models import cache as kv_cache
-from jax_rl.models import gemma3
+from jax_rl.models import gemma3, llama, qwen3_5
+from jax_rl.models.blocks import Place, keep, unembed
 from jax_rl.models.cache import Cache
 from jax_rl.models.errors import ModelError
 from jax_rl.models.params import Params, Specs, init_params
@@ -26,9 +27,9 @@ class Family:
     read_config: Callable[[dict[str, Any]], Any]  # config.json -> cfg
     param_specs: Callable[[Any], Specs]
     forward: Callable[..., tuple[Array, Cache | None]]
-    unembed: Callable[[Params], Array]
     init_cache: Callable[[Any, int, int, DTypeLike], Cache]
     other_tensors: tuple[str, ...] = ()  # prefixes of tensors that are not the text model's: kept, never loaded
+    recurrent: bool = False  # has layers whose state takes in one token after the other: no prefix is shared in a row
 
 
 GEMMA3 = Family(
@@ -36,12 +37,28 @@ GEMMA3 = Family(
     gemma3.Gemma3Config.from_hf,
     gemma3.param_specs,
     gemma3.forward,
-    gemma3.unembed,
     gemma3.init_cache,
     gemma3.OTHER_TENSORS,
 )
+QWEN3_5 = Family(
+    "qwen3_5",
+    qwen3_5.Qwen35Config.from_hf,
+    qwen3_5.param_specs,
+    qwen3_5.forward,
+    qwen3_5.init_cache,
+    qwen3_5.OTHER_TENSORS,
+    recurrent=True,
+)
+LLAMA = Family("llama", llama.LlamaConfig.from_hf, llama.param_specs, llama.forward, llama.init_cache)
 
-FAMILIES: dict[str, Family] = {"gemma3": GEMMA3, "gemma3_text": GEMMA3}  # by the model_type of config.json
+FAMILIES: dict[str, Family] = {  # by the model_type of config.json
+    "gemma3": GEMMA3,
+    "gemma3_text": GEMMA3,
+    "llama": LLAMA,
+    "qwen3": LLAMA,
+    "qwen3_5": QWEN3_5,
+    "qwen3_5_text": QWEN3_5,
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,7 @@ class Model:
 
     family: Family
     cfg: Any
+    place: Place = keep  # constrains the sharding of activations
 
     @property
     def specs(self) -> Specs:
@@ -68,13 +86,27 @@ class Model:
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         cache: Cache | None = None,
+        segments: Int[Array, "B T"] | None = None,
         remat: bool = False,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Hidden states after the final norm, and the cache with the tokens added: see `gemma3.forward`."""
-        return self.family.forward(self.cfg, params, tokens, positions, cache=cache, remat=remat)
+        """Hidden states after the final norm, and the cache with the tokens added.
+
+        Args:
+            tokens: token ids; anything in range on padding.
+            positions: 0, 1, ... along each row's (or segment's) real tokens, -1 on padding, on whichever side.
+            cache: None: the tokens see each other. With T > 1: a fresh cache, which they fill (they still see each
+                other alone). With T = 1: one more token, which sees what the cache holds.
+            segments: several texts in a row: a token sees its own segment, and segment 0, a prefix that all share.
+                Recurrent families start each segment from nothing and can share none: number from 1. Not with a cache.
+            remat: keep only each layer's input for the backward pass and compute the rest again.
+        """
+        return self.family.forward(
+            self.cfg, params, tokens, positions, cache=cache, segments=segments, remat=remat, place=self.place
+        )
 
     def unembed(self, params: Params) -> Float[Array, "V D"]:
-        return self.family.unembed(params)
+        """The matrix whose rows score the vocabulary."""
+        return unembed(params)
 
     def logits(self, params: Params, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """In float32. For a few rows: [B, T, V] of a training batch must never exist."""

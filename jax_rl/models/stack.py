@@ -7,7 +7,7 @@ without repetition is all tail.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jax_rl.models.cache import Cache
 from jax_rl.models.params import ParamSpec
 
 # (kind, parameters of one layer, hidden states, the cache of its place or None, its row in that cache: None in the
@@ -85,11 +86,11 @@ def run_stack(
     layer: Layer,
     params: dict[str, Any],
     x: Float[Array, "B T D"],
-    caches: dict[str, Any] | None = None,
+    cache: Cache | None = None,
     remat: bool = False,
-) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-    """All layers in order. The caches ride in the loop's carry, where XLA updates them in place; as scanned inputs
-    and outputs they would be held twice. Without caches the tree that comes back holds None in their places.
+) -> tuple[Float[Array, "B T D"], Cache | None]:
+    """All layers in order. Their caches ride in the loop's carry, where XLA updates them in place; as scanned inputs
+    and outputs they would be held twice.
 
     remat: keep only each layer's input for the backward pass and compute the rest again.
     """
@@ -102,7 +103,7 @@ def run_stack(
         # inside scan, forward and backward are separate loops that XLA cannot merge again
         return jax.checkpoint(bound, prevent_cse=not scanned) if remat else bound
 
-    caches = caches or stack_caches(kinds, lambda kind: None)
+    caches = stack_caches(kinds, lambda kind: None) if cache is None else cache.layers
 
     def block(carry: tuple[Array, dict], xs: tuple[Array, dict]) -> tuple[tuple[Array, dict], None]:
         (x, kept), (row, p) = carry, xs
@@ -119,4 +120,4 @@ def run_stack(
     for place, kind in enumerate(period.tail):
         p = params["tail"][str(place)]
         x, in_tail[str(place)] = call(kind, scanned=False)(p, x, in_tail[str(place)], None)
-    return x, {"blocks": in_blocks, "tail": in_tail}
+    return x, None if cache is None else replace(cache, layers={"blocks": in_blocks, "tail": in_tail})

@@ -1,0 +1,58 @@
+"""What the attention layers of one forward pass share: who sees whom, and where new keys and values go."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_rl.models.cache import KV, Cache, advance, read_kv, write_kv
+from jax_rl.models.layers import attention, visible
+
+
+@dataclass(frozen=True)
+class Attend:
+    """Without a cache the tokens see each other. With one, T > 1 tokens fill it while it is fresh (they still see each
+    other alone), and a single token sees what the cache holds, itself included.
+    """
+
+    positions: Int[Array, "B T"]  # -1 on padding
+    segments: Int[Array, "B T"] | None  # of packed rows
+    key_positions: Int[Array, "B S"]
+    slot: Int[Array, ""] | None  # where the first new token goes; None without a cache
+    decoding: bool
+
+    @classmethod
+    def begin(
+        cls, positions: Int[Array, "B T"], segments: Int[Array, "B T"] | None, cache: Cache | None
+    ) -> tuple["Attend", Cache | None]:
+        """Also returns the cache with the tokens' slots taken; the layers then write them."""
+        if cache is None:
+            return cls(positions, segments, positions, None, False), None
+        if segments is not None:
+            raise ValueError("packed rows are for training: they have no cache")
+        decoding = positions.shape[1] == 1
+        taken = advance(cache, positions)
+        return cls(positions, None, taken.positions if decoding else positions, cache.length, decoding), taken
+
+    def mask(self, window: int | None = None) -> Bool[Array, "B T S"]:
+        """Who sees whom in layers of that window."""
+        return visible(self.positions, self.key_positions, window, self.segments, self.segments)
+
+    def __call__(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T K H"],
+        v: Float[Array, "B T K H"],
+        mask: Bool[Array, "B T S"],
+        scale: float,
+        kv: KV | None,
+        row: Int[Array, ""] | None,
+    ) -> tuple[Float[Array, "B T NH"], KV | None]:
+        """One layer's attention, heads joined. `kv`, `row`: the layer's cache and its row there (`write_kv`)."""
+        keys, values = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+        if kv is not None:
+            assert self.slot is not None  # a cache was handed to `begin`
+            kv = write_kv(kv, row, self.slot, k, v)
+            keys, values = read_kv(kv, row) if self.decoding else (keys, values)
+        out = attention(q, keys, values, mask, scale)
+        return out.reshape(*out.shape[:2], -1), kv

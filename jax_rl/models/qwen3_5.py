@@ -189,12 +189,12 @@ def causal_conv(
     """
     length, width = x.shape[1], weight.shape[-1]
     padded = jnp.concatenate([before.astype(x.dtype), x], axis=1)
-    belongs = None if segments is None else jnp.pad(segments, ((0, 0), (width - 1, 0)), constant_values=-1)
     out = jnp.zeros_like(x)
     for tap in range(width):
         inputs = padded[:, tap : tap + length]
-        if belongs is not None:
-            inputs = jnp.where((belongs[:, tap : tap + length] == segments)[..., None], inputs, 0)
+        if segments is not None:
+            theirs = jnp.pad(segments, ((0, 0), (width - 1, 0)), constant_values=-1)[:, tap : tap + length]
+            inputs = jnp.where(jnp.equal(theirs, segments)[..., None], inputs, 0)
         out += inputs * weight[:, 0, tap]
     last = width - 1 + jnp.max(jnp.where(valid, jnp.arange(length), -1), axis=1, keepdims=True)
     newest = last - jnp.arange(width - 2, -1, -1)  # [B, W-1] places in `padded`

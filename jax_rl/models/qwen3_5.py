@@ -189,16 +189,16 @@ def causal_conv(
     """
     length, width = x.shape[1], weight.shape[-1]
     padded = jnp.concatenate([before.astype(x.dtype), x], axis=1)
-    out = jnp.zeros_like(x)
+    out = jnp.zeros(x.shape, F32)
     for tap in range(width):
         inputs = padded[:, tap : tap + length]
         if segments is not None:
             theirs = jnp.pad(segments, ((0, 0), (width - 1, 0)), constant_values=-1)[:, tap : tap + length]
             inputs = jnp.where(jnp.equal(theirs, segments)[..., None], inputs, 0)
-        out += inputs * weight[:, 0, tap]
+        out += inputs.astype(F32) * weight[:, 0, tap].astype(F32)
     last = width - 1 + jnp.max(jnp.where(valid, jnp.arange(length), -1), axis=1, keepdims=True)
     newest = last - jnp.arange(width - 2, -1, -1)  # [B, W-1] places in `padded`
-    return jax.nn.silu(out), jnp.take_along_axis(padded, newest[..., None], axis=1)
+    return jax.nn.silu(out).astype(x.dtype), jnp.take_along_axis(padded, newest[..., None], axis=1)
 
 
 def gated_delta_net(

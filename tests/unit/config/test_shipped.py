@@ -6,8 +6,10 @@ import pytest
 
 from jax_rl.config import dump_config, load_config
 
+SHIPPED = ["train_toy.yaml", "smollm2_135m.yaml"]
 
-@pytest.mark.parametrize("name", ["train_toy.yaml"])
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_config_loads_and_its_dump_loads_again(repo, tmp_path, name):
     cfg = load_config(repo / "configs" / name)
     (tmp_path / "again.yaml").write_text(dump_config(cfg))
@@ -15,7 +17,7 @@ def test_a_shipped_config_loads_and_its_dump_loads_again(repo, tmp_path, name):
 
 
 def test_no_shipped_config_is_left_out(repo):
-    assert {path.name for path in (repo / "configs").glob("*.yaml")} == {"train_toy.yaml"}
+    assert {path.name for path in (repo / "configs").glob("*.yaml")} == set(SHIPPED)
 
 
 def test_the_readmes_example_loads(repo, tmp_path):

@@ -63,7 +63,7 @@ class Experience:
 
 
 def collect_experience(
-    run: Run, params: Params, programs: UpdatePrograms, update: int, clock: PhaseClock
+    run: Run, trained: Params, programs: UpdatePrograms, update: int, clock: PhaseClock
 ) -> Experience:
     """Samples the update's completions and scores them; scoring overlaps generation and reference logprobs.
 
@@ -74,7 +74,7 @@ def collect_experience(
     indices = prompt_indices(len(run.train_prompts), cfg.misc.seed, update - 1, cfg.rl.batch_size)
     rollouts = generate_rollouts(
         run.engine,
-        params,
+        run.policy(trained),
         run.tokenizer,
         [run.train_prompts[i] for i in indices],
         indices.tolist(),
@@ -88,7 +88,7 @@ def collect_experience(
         under_way = [(part, run.scorer.submit(to_translations(part))) for part in rollouts]
         batch = concatenate([part for part, _ in under_way], run.tokenizer.pad_id)
     with clock.phase("reference"):
-        ref_logp = _reference_logprobs(run, programs, batch)
+        ref_logp = _reference_logprobs(run, trained, programs, batch)
     with clock.phase("score_wait"):
         scores = [score for _, future in under_way for score in future.result()]
     scoring = scoring_figures(run.scorer.take_counts())
@@ -110,11 +110,14 @@ def collect_experience(
     return Experience(batch, scores, credit, advantages, ref_logp, scoring)
 
 
-def _reference_logprobs(run: Run, programs: UpdatePrograms, batch: RolloutBatch) -> np.ndarray | None:
-    if run.reference is None:
+def _reference_logprobs(
+    run: Run, trained: Params, programs: UpdatePrograms, batch: RolloutBatch
+) -> np.ndarray | None:
+    reference = run.reference_policy(trained)
+    if reference is None:
         return None
     rows = run.cfg.rl.micro_batch_size or run.cfg.rl.grad_accum
-    return batched_logprobs(programs.logprobs, run.reference, batch.tokens, batch.positions, batch.mask, rows)
+    return batched_logprobs(programs.logprobs, reference, batch.tokens, batch.positions, batch.mask, rows)
 
 
 def _with_reference(batch: RolloutBatch, ref_logp: np.ndarray):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,13 +18,14 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from jax_rl.checkpoints import read_meta
-from jax_rl.config import Config
+from jax_rl.config import Config, resolve_reference
 from jax_rl.data.examples import Split, load_examples
 from jax_rl.data.prompts import Prompt, encode_prompts
 from jax_rl.errors import UserError
 from jax_rl.models.hf_checkpoint import HFCheckpoint, open_checkpoint
 from jax_rl.models.hub import resolve_model_folder
-from jax_rl.models.params import Params, count_params
+from jax_rl.models.lora import adapter_specs, init_adapters, policy_weights
+from jax_rl.models.params import Params, Specs, count_params
 from jax_rl.models.registry import Model
 from jax_rl.parallel.devices import Placement, place_models
 from jax_rl.rewards.scoring import Scorer, build_scorer
@@ -32,6 +34,8 @@ from jax_rl.rollout.sampling import SamplingParams
 from jax_rl.tokens.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+
+ADAPTER_STREAM = 0x7FFFFFFE  # of the run's seed: beside those of sampling
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,24 @@ class Run:
     tokenizer: Tokenizer
     model: Model
     policy_folder: Path  # the supervised starting point
-    load_policy: Callable[[], Params]  # its weights, on the policy's devices
-    reference: Params | None  # None when no KL is asked for
+    load_trained: Callable[[], Params]  # what training starts with: the policy's weights, or fresh adapters of `frozen`
+    frozen: Params | None  # the policy's weights under LoRA, else None
+    lora_scale: float  # alpha / rank
+    reference: Params | None  # weights of the frozen reference; None under LoRA's base, or when no KL is asked for
     engine: RolloutEngine
     scorer: Scorer
     train_prompts: list[Prompt]
     eval_prompts: list[Prompt]
+
+    def policy(self, trained: Params) -> Params:
+        """The policy as `Model.forward` takes it."""
+        return policy_weights(trained, self.frozen, self.lora_scale)
+
+    def reference_policy(self, trained: Params) -> Params | None:
+        """The frozen reference likewise: weights of its own, or the policy with its adapters off. None without KL."""
+        if self.reference is not None or self.frozen is None or not self.cfg.rl.kl_coef:
+            return self.reference
+        return policy_weights(trained, self.frozen, scale=0.0)
 
 
 @contextmanager
@@ -72,19 +88,23 @@ def open_run(cfg: Config, *, training: bool = True) -> Iterator[Run]:
         )
     eval_prompts = _prompts(cfg, tokenizer, "eval")
     checkpoint = open_checkpoint(policy_folder)
+    adapters = _adapters(cfg, checkpoint.model)
     output_dir = Path(cfg.logging.output_dir)
     dtype = jnp.dtype(cfg.misc.dtype)
     with ThreadPoolExecutor(max_workers=1) as background:
         starting = background.submit(build_scorer, cfg.reward, output_dir)
         try:
-            reference = _load_reference(cfg, checkpoint, placement) if training and cfg.rl.kl_coef else None
+            reference = _load_reference(cfg, checkpoint, placement) if training else None
+            load_policy = partial(checkpoint.load, dtype, on_device(placement.policy))
             yield Run(
                 cfg=cfg,
                 output_dir=output_dir,
                 tokenizer=tokenizer,
                 model=checkpoint.model,
                 policy_folder=policy_folder,
-                load_policy=lambda: checkpoint.load(dtype, on_device(placement.policy)),
+                load_trained=load_policy if adapters is None else partial(_init_adapters, cfg, adapters, placement),
+                frozen=None if adapters is None else load_policy(),
+                lora_scale=cfg.model.lora.alpha / cfg.model.lora.rank,
                 reference=reference,
                 engine=RolloutEngine(
                     checkpoint.model, cfg.generation.max_new_tokens, tokenizer.eos_ids, tokenizer.pad_id, dtype
@@ -159,7 +179,23 @@ def _prompts(cfg: Config, tokenizer: Tokenizer, split: Split) -> list[Prompt]:
     )
 
 
-def _load_reference(cfg: Config, policy: HFCheckpoint, placement: Placement) -> Params:
+def _adapters(cfg: Config, model: Model) -> Specs | None:
+    lora = cfg.model.lora
+    if not lora.enabled:
+        return None
+    specs = adapter_specs(model.specs, lora.rank, lora.target_modules)
+    log.info("LoRA: %.3g of %.3g parameters are trained", count_params(specs), count_params(model.specs))
+    return specs
+
+
+def _init_adapters(cfg: Config, specs: Specs, placement: Placement) -> Params:
+    key = jax.random.fold_in(jax.random.key(cfg.misc.seed), ADAPTER_STREAM)
+    return init_adapters(specs, key, on_device(placement.policy))
+
+
+def _load_reference(cfg: Config, policy: HFCheckpoint, placement: Placement) -> Params | None:
+    if not cfg.rl.kl_coef or resolve_reference(cfg) == "lora_base":
+        return None
     name = cfg.model.reference_name_or_path
     checkpoint = policy if name is None else open_checkpoint(_folder(cfg, name))
     if checkpoint.model != policy.model:

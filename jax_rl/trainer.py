@@ -69,7 +69,8 @@ def train(cfg: Config) -> None:
     """
     with open_run(cfg) as run, _stop_on_sigterm() as stop:
         optimizer = make_optimizer(cfg.rl)
-        programs = make_programs(run.model.forward, run.model.unembed, optimizer, cfg.rl, cfg.generation.max_new_tokens)
+        model, longest = run.model, cfg.generation.max_new_tokens
+        programs = make_programs(model.forward, model.unembed, optimizer, cfg.rl, longest, run.lora_scale)
         checkpoints = Checkpoints(run.output_dir, cfg.logging.keep_last_n_checkpoints, cfg.logging.save_only_best)
         state, progress, resumed = start(run, optimizer, checkpoints)
         for kept in checkpoints.set_aside_after(progress.update if resumed else -1):
@@ -88,7 +89,7 @@ def train(cfg: Config) -> None:
                 if stop.requested and not last:
                     log.warning("SIGTERM: saved after update %d; the same command goes on from there", progress.update)
                     return
-            save_model(run.output_dir / "final", run.model, state.params, source=run.policy_folder)
+            save_model(run.output_dir / "final", run.model, run.policy(state.params), source=run.policy_folder)
             run_log.finish(*_before_and_after(progress, cfg))
 
 
@@ -98,7 +99,7 @@ def start(run: Run, optimizer: Optimizer, checkpoints: Checkpoints) -> tuple[Tra
     path = Path(cfg.resume_from_checkpoint) if cfg.resume_from_checkpoint else None
     if path is None and cfg.auto_resume:
         path = checkpoints.newest()
-    state = init_train_state(run.load_policy(), optimizer)
+    state = init_train_state(run.load_trained(), optimizer)
     if path is None:
         return state, Progress(), False
     state, meta = restore(path, state)
@@ -124,7 +125,7 @@ def _one_update(
         checkpoints.save(state, progress.to_meta(cfg))
         raise
     with clock.phase("update"):
-        state, stats = run_update(state, experience.update_batch(), programs, cfg.rl)
+        state, stats = run_update(state, experience.update_batch(), programs, cfg.rl, run.frozen)
     progress.update = update
     run_log.train(update, _train_row(experience, stats, clock, cfg))
     if cfg.logging.save_rollouts:
@@ -159,7 +160,7 @@ def _evaluate(run: Run, state: TrainState, progress: Progress, run_log: RunLog) 
     with clock.phase("eval"):
         report = evaluate(
             run.engine,
-            state.params,
+            run.policy(state.params),
             run.tokenizer,
             run.eval_prompts,
             run.scorer,
@@ -176,7 +177,7 @@ def _evaluate(run: Run, state: TrainState, progress: Progress, run_log: RunLog) 
     score = row["model_select_score"]
     if not first and score is not None and (progress.best_score is None or score > progress.best_score):
         progress.best_score, progress.best_update = score, progress.update
-        save_model(run.output_dir / "best", run.model, state.params, source=run.policy_folder)
+        save_model(run.output_dir / "best", run.model, run.policy(state.params), source=run.policy_folder)
 
 
 def _before_and_after(progress: Progress, cfg: Config) -> tuple[Evaluated | None, Evaluated | None]:
@@ -191,7 +192,9 @@ def evaluate_only(cfg: Config) -> None:
     with open_run(cfg, training=False) as run:
         checkpoints = Checkpoints(run.output_dir)
         state, progress, _ = start(run, make_optimizer(cfg.rl), checkpoints)
-        progress.latest = evaluate(run.engine, state.params, run.tokenizer, run.eval_prompts, run.scorer, cfg)
+        progress.latest = evaluate(
+            run.engine, run.policy(state.params), run.tokenizer, run.eval_prompts, run.scorer, cfg
+        )
         progress.latest_update = progress.update
         before, after = _before_and_after(progress, cfg)
         assert after is not None  # it was evaluated above

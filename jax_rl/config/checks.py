@@ -3,6 +3,7 @@
 import re
 import string
 from collections.abc import Iterator
+from typing import Literal
 from urllib.parse import urlsplit
 
 from jax_rl.config.problems import Problem
@@ -20,6 +21,7 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def check_values(cfg: Config) -> list[Problem]:
     """Everything that is wrong with a config apart from missing files (`paths.find_missing`)."""
     rules = (_sources, _template, _rewards, _judge, _device_names, _device_ids, _reward_devices, _variables, _log_names)
+    rules += (_lora, _reference)
     return [problem for rule in rules for problem in rule(cfg)]
 
 
@@ -32,6 +34,8 @@ def explain_doubts(cfg: Config) -> list[str]:
     others = [name for name in cfg.reward.severity_weights if name not in SEVERITIES]
     if others:
         notices.append(f"reward.severity_weights: {', '.join(others)} never occurs; there are MINOR, MAJOR, CRITICAL")
+    if resolve_reference(cfg) == "lora_base" and (cfg.model.reference_gpu_ids or cfg.model.reference_device):
+        notices.append("model.reference: the base weights under LoRA; its devices stay empty (separate would use them)")
     taken = _accelerators(cfg)
     for name in ("metricx", "xcomet"):
         metric = getattr(cfg.reward, name)
@@ -151,6 +155,41 @@ def _device_ids(cfg: Config) -> Iterator[Problem]:
     if shared and policy != reference:
         text = f"{sorted(reference)} shares {_ids(shared)} with model.policy_gpu_ids {sorted(policy)}"
         yield Problem((key, "model.policy_gpu_ids"), f"{text}; the two must be disjoint or equal")
+
+
+def _lora(cfg: Config) -> Iterator[Problem]:
+    if cfg.model.lora.dropout:
+        text = f"{cfg.model.lora.dropout:g} is not supported: what is trained must be what was sampled; it must be 0"
+        yield Problem(("model.lora.dropout",), text)
+
+
+def _reference(cfg: Config) -> Iterator[Problem]:
+    model, key = cfg.model, "model.reference"
+    own_devices = "model.reference_gpu_ids" if model.reference_gpu_ids else "model.reference_device"
+    has_own = bool(model.reference_gpu_ids or model.reference_device)
+    if model.reference == "separate" and not has_own:
+        yield Problem((key,), "separate needs devices; set model.reference_gpu_ids")
+    if model.reference in ("policy_mesh", "lora_base") and has_own:
+        yield Problem((key, own_devices), f"{model.reference}, and {own_devices} is set too; drop one of them")
+    if model.reference == "lora_base" and not model.lora.enabled:
+        yield Problem((key, "model.lora.enabled"), "lora_base needs model.lora.enabled, which is false")
+    if model.reference == "lora_base" and not _reference_is_base(cfg):
+        keys = (key, "model.reference_name_or_path")
+        yield Problem(keys, f"lora_base is the policy's own base; drop {keys[1]} {model.reference_name_or_path}")
+
+
+def resolve_reference(cfg: Config) -> Literal["separate", "policy_mesh", "lora_base"]:
+    """What `model.reference: auto` means: the base under LoRA, else its own devices if it has any."""
+    model = cfg.model
+    if model.reference != "auto":
+        return model.reference
+    if model.lora.enabled and _reference_is_base(cfg):
+        return "lora_base"
+    return "separate" if model.reference_gpu_ids or model.reference_device else "policy_mesh"
+
+
+def _reference_is_base(cfg: Config) -> bool:
+    return cfg.model.reference_name_or_path in (None, cfg.model.policy_name_or_path)
 
 
 def _reward_devices(cfg: Config) -> Iterator[Problem]:

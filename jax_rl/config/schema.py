@@ -26,6 +26,15 @@ from jax_rl.config.kinds import (
 
 
 @dataclass(frozen=True)
+class LoRAConfig:
+    enabled: bool = False  # train low-rank adapters beside frozen weights
+    rank: PositiveInt = 16
+    alpha: Positive = 32.0  # the adapters' output is multiplied by alpha / rank
+    dropout: NonNegative = 0.0  # only 0: sampling and training must compute the same
+    target_modules: tuple[str, ...] = ("all-linear",)  # names as q_proj; all-linear = all but embedding and head
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     policy_name_or_path: HubName | None = None  # Hugging Face folder or hub name of the supervised starting point
     reference_name_or_path: HubName | None = None  # frozen KL reference; null = the policy's starting point
@@ -34,6 +43,10 @@ class ModelConfig:
     policy_gpu_ids: tuple[NonNegativeInt, ...] = ()  # local device ids of the policy; empty = the first free one
     reference_gpu_ids: tuple[NonNegativeInt, ...] = ()  # local device ids of the reference; empty = the policy's
     reference_device: str | None = None  # old spelling of one reference device, e.g. cuda:6 or cpu
+    reference: Literal["auto", "separate", "policy_mesh", "lora_base"] = (
+        "auto"  # where it is: on its own devices, on the policy's, or the base weights under LoRA
+    )
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     attn_implementation: str = "auto"  # accepted for old files; attention is XLA's
     use_fast_tokenizer: bool = True  # accepted for old files; the tokenizer is always the fast one
 

@@ -19,13 +19,14 @@ from jax_rl.config.schema import RLConfig
 from jax_rl.learning.logprobs import Forward, Params, Unembed, forward_logprobs
 from jax_rl.learning.losses import Sums, loss_weights, policy_loss
 from jax_rl.learning.optimizer import Optimizer, TrainState
+from jax_rl.models.lora import policy_weights
 
 BatchArray = Any  # a numpy array on the host, a jax array inside a program
 
 PER_TOKEN = ("approx_kl", "clip_fraction", "entropy", "kl_to_reference", "sampler_logp_gap")
 
 LogprobFn = Callable[[Params, BatchArray, BatchArray, BatchArray], Float32[Array, "B T"]]
-UpdateStep = Callable[[TrainState, "UpdateBatch"], tuple[TrainState, Sums]]
+UpdateStep = Callable[[TrainState, Params | None, "UpdateBatch"], tuple[TrainState, Sums]]
 
 
 @jax.tree_util.register_dataclass
@@ -46,14 +47,23 @@ class UpdateBatch:
 class UpdatePrograms:
     step: UpdateStep
     logprobs: LogprobFn
+    lora_scale: float = 0.0
 
 
 def make_programs(
-    forward: Forward, unembed: Unembed, optimizer: Optimizer, rl: RLConfig, max_new_tokens: int
+    forward: Forward,
+    unembed: Unembed,
+    optimizer: Optimizer,
+    rl: RLConfig,
+    max_new_tokens: int,
+    lora_scale: float = 0.0,
 ) -> UpdatePrograms:
-    """The two jitted functions of `run_update`. `forward(params, tokens, positions, remat=)` -> (hidden, cache)."""
-    step = make_update_step(forward, unembed, optimizer, rl, max_new_tokens)
-    return UpdatePrograms(step, make_logprob_fn(forward, unembed))
+    """The two jitted functions of `run_update`. `forward(params, tokens, positions, remat=)` -> (hidden, cache).
+
+    lora_scale: alpha / rank of the adapters, where these are what is trained.
+    """
+    step = make_update_step(forward, unembed, optimizer, rl, max_new_tokens, lora_scale)
+    return UpdatePrograms(step, make_logprob_fn(forward, unembed), lora_scale)
 
 
 def make_logprob_fn(forward: Forward, unembed: Unembed) -> LogprobFn:
@@ -67,15 +77,24 @@ def make_logprob_fn(forward: Forward, unembed: Unembed) -> LogprobFn:
 
 
 def make_update_step(
-    forward: Forward, unembed: Unembed, optimizer: Optimizer, rl: RLConfig, max_new_tokens: int
+    forward: Forward,
+    unembed: Unembed,
+    optimizer: Optimizer,
+    rl: RLConfig,
+    max_new_tokens: int,
+    lora_scale: float = 0.0,
 ) -> UpdateStep:
     """One optimizer step from an UpdateBatch of micro-batches: tokens [M, b, L], mask [M, b, T] and so on.
 
-    Gradients add up in f32. A non-finite loss or gradient leaves params, moments and step as they are, bit for bit, and
+    `step(state, frozen, batch)`: `state.params` is what is trained, all weights (`frozen` None) or the adapters of the
+    weights in `frozen`, which are only read. Gradients add up in f32. A non-finite loss or gradient leaves params, moments and step as they are, bit for bit, and
     is counted. The state is donated. Stats: the sums of `policy_loss`, `grad_norm` before the clip, `skipped` (0 or 1).
     """
 
-    def loss_of(params: Params, batch: UpdateBatch, weights: Array) -> tuple[Array, Sums]:
+    def loss_of(
+        trained: Params, frozen: Params | None, batch: UpdateBatch, token_weights: Array
+    ) -> tuple[Array, Sums]:
+        params = policy_weights(trained, frozen, lora_scale)
         logp, entropy = forward_logprobs(
             forward, unembed, params, batch.tokens, batch.positions, batch.mask, remat=True
         )
@@ -87,7 +106,7 @@ def make_update_step(
             entropy,
             batch.advantages,
             batch.mask,
-            weights,
+            token_weights,
             algorithm=rl.algorithm,
             clip_eps=rl.clip_eps,
             kl_coef=rl.kl_coef,
@@ -99,22 +118,22 @@ def make_update_step(
             sums["sampler_logp_gap"] = jax.lax.stop_gradient(jnp.sum(jnp.where(batch.mask, gap, 0.0)))
         return loss, sums
 
-    def accumulate(params: Params, batch: UpdateBatch) -> tuple[Params, Sums]:
+    def accumulate(trained: Params, frozen: Params | None, batch: UpdateBatch) -> tuple[Params, Sums]:
         rows = batch.mask.reshape(-1, batch.mask.shape[-1])
         weights = loss_weights(rows, rl.loss_aggregation, max_new_tokens).reshape(batch.mask.shape)
         gradient_of = jax.grad(loss_of, has_aux=True)
 
         def add(totals: tuple[Params, Sums], inputs: tuple[UpdateBatch, Array]) -> tuple[tuple[Params, Sums], None]:
-            return jax.tree.map(lambda total, part: total + part, totals, gradient_of(params, *inputs)), None
+            return jax.tree.map(lambda total, part: total + part, totals, gradient_of(trained, frozen, *inputs)), None
 
         first = jax.tree.map(lambda x: x[0], (batch, weights))
-        shapes = jax.eval_shape(gradient_of, params, *first)[1]
+        shapes = jax.eval_shape(gradient_of, trained, frozen, *first)[1]
         sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        gradients = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), params)
+        gradients = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), trained)
         return jax.lax.scan(add, (gradients, sums), (batch, weights))[0]
 
-    def step(state: TrainState, batch: UpdateBatch) -> tuple[TrainState, Sums]:
-        gradients, sums = accumulate(state.params, batch)
+    def step(state: TrainState, frozen: Params | None, batch: UpdateBatch) -> tuple[TrainState, Sums]:
+        gradients, sums = accumulate(state.params, frozen, batch)
         grad_norm = optax.tree.norm(gradients)
         good = jnp.isfinite(sums["loss"]) & jnp.isfinite(grad_norm)
         params, opt_state = optimizer.apply(gradients, state.opt_state, state.params)
@@ -130,10 +149,15 @@ def make_update_step(
 
 
 def run_update(
-    state: TrainState, data: UpdateBatch, programs: UpdatePrograms, rl: RLConfig
+    state: TrainState,
+    data: UpdateBatch,
+    programs: UpdatePrograms,
+    rl: RLConfig,
+    frozen: Params | None = None,
 ) -> tuple[TrainState, dict[str, float | None]]:
     """Learns from one update's completions: ppo_epochs passes over optimizer steps of grad_accum completions each.
 
+    `state.params` is what is trained; if that is adapters, `frozen` holds the weights that they adapt.
     `data` holds all B completions ([B, ...] arrays, old_logp None). Rows go in their order, without those that have no
     token in the mask. Old logprobs take a forward pass only if more than one optimizer step is made. The state is
     donated. Stops early when `skipped_in_row` reaches max_skipped_steps: then the caller saves the state and stops.
@@ -150,13 +174,15 @@ def run_update(
     data = jax.tree.map(lambda x: x[has_tokens], data)
     starts = range(0, len(data.mask), step_rows)
     if len(starts) * rl.ppo_epochs > 1:
-        old = batched_logprobs(programs.logprobs, state.params, data.tokens, data.positions, data.mask, micro_rows)
+        weights = policy_weights(state.params, frozen, programs.lora_scale)
+        old = batched_logprobs(programs.logprobs, weights, data.tokens, data.positions, data.mask, micro_rows)
         data = replace(data, old_logp=old)
 
     done: list[dict[str, float]] = []
     for start in [*starts] * rl.ppo_epochs:
         rows = jax.tree.map(lambda x, start=start: x[start : start + step_rows], data)
-        state, sums = programs.step(state, _as_micro_batches(rows, math.ceil(step_rows / micro_rows), micro_rows))
+        micro_batches = _as_micro_batches(rows, math.ceil(step_rows / micro_rows), micro_rows)
+        state, sums = programs.step(state, frozen, micro_batches)
         done.append({name: float(value) for name, value in jax.device_get(sums).items()})
         if int(state.skipped_in_row) >= rl.max_skipped_steps:
             break

@@ -19,6 +19,7 @@ from jax.typing import DTypeLike
 
 from jax_rl.models.errors import ModelError
 from jax_rl.models.hf_folder import Layout, find_layout, group_by_layer, has_weights, list_tensors
+from jax_rl.models.lora import Adapted
 from jax_rl.models.params import Params, ParamSpec, ShardingFor, spec_leaves
 from jax_rl.models.registry import Model, model_from_config, read_config
 from jax_rl.models.safetensors_file import FLOAT_TYPES, StoredTensor, TensorToWrite, write_files
@@ -135,7 +136,7 @@ def save_model(out: Path | str, model: Model, params: Params, source: Path | str
 
     Args:
         out: the folder.
-        model, params: what to write, in the parameters' own dtype.
+        model, params: what to write, in the parameters' own dtype; adapters are merged.
         source: the checkpoint that training started from. Tensor names, config, tokenizer, and the tensors that are not
             the text model's (a vision tower) come from it. None: `out` itself, which holds a config.json.
 
@@ -167,10 +168,11 @@ def _tensors_to_write(model: Model, params: Params, source: Path, raw: dict[str,
     elif "text_config" in raw:
         raise ModelError(f"{source} describes a multimodal model but holds no weights to copy its vision tower from")
 
-    def of_parameter(spec: ParamSpec, leaf: jax.Array) -> list[TensorToWrite]:
+    def of_parameter(spec: ParamSpec, leaf: jax.Array | Adapted) -> list[TensorToWrite]:
         def write(row: int, name: str) -> TensorToWrite:
             def fetch() -> np.ndarray:
-                return np.asarray(leaf[row] if spec.stacked else leaf)
+                tensor = leaf[row] if spec.stacked else leaf
+                return np.asarray(tensor.merged().astype(leaf.dtype) if isinstance(tensor, Adapted) else tensor)
 
             return TensorToWrite.array(layout.stored_name(name), spec.tensor_shape, leaf.dtype, fetch)
 

@@ -13,12 +13,16 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_rl.models.errors import ModelError
+from jax_rl.models.lora import Adapted
 
 F32 = jnp.float32
 
 
-def linear(x: Float[Array, "*rows inner"], weight: Float[Array, "out inner"]) -> Float[Array, "*rows out"]:
-    """x Wᵀ."""
+def linear(x: Float[Array, "*rows inner"], weight: Float[Array, "out inner"] | Adapted) -> Float[Array, "*rows out"]:
+    """x Wᵀ; of an adapted weight x Wᵀ + scale (x Aᵀ) Bᵀ, in the type of x."""
+    if isinstance(weight, Adapted):
+        inner = linear(x, weight.a.astype(x.dtype)) * weight.scale.astype(x.dtype)
+        return linear(x, weight.weight) + linear(inner, weight.b.astype(x.dtype))
     return jnp.einsum("...i,oi->...o", x, weight)
 
 

@@ -121,7 +121,7 @@ def test_later_steps_are_measured_against_the_policy_that_sampled(toy):
     state, sums = init_train_state(toy.init(), optimizer), []
     for rows in ([0, 1, 2], [3, 4, 5]) * 2:
         one = jax.tree.map(lambda x: x[None], pick(replace(data, old_logp=old), rows))
-        state, stats = programs.step(state, one)
+        state, stats = programs.step(state, None, one)
         sums.append({name: float(value) for name, value in stats.items()})
     got, averages = run_update(init_train_state(toy.init(), optimizer), data, programs, rl)
     right = {"policy_loss": np.mean([s["policy_loss"] for s in sums])}
@@ -154,14 +154,14 @@ def test_a_non_finite_step_leaves_the_state_bit_for_bit(toy, fault, dtype):
     data = jax.tree.map(lambda x: x[None], toy.batch(3))
     poisoned = replace(data, advantages=np.where(data.mask, np.inf, 0).astype(np.float32)) if bad is good else data
 
-    state, _ = good(init_train_state(toy.init(dtype=dtype), optimizer), data)
+    state, _ = good(init_train_state(toy.init(dtype=dtype), optimizer), None, data)
     before = flat_bytes((state.params, state.opt_state, state.step))
     for times in (1, 2):
-        state, sums = bad(state, poisoned)
+        state, sums = bad(state, None, poisoned)
         assert sums["skipped"] == 1 and np.isfinite(sums["loss"]) == (fault == "gradient")
         assert (int(state.skipped_in_row), int(state.skipped_total)) == (times, times)
         assert flat_bytes((state.params, state.opt_state, state.step)) == before
-    state, sums = good(state, data)
+    state, sums = good(state, None, data)
     assert sums["skipped"] == 0 and flat_bytes(state.params) != before[: len(jax.tree.leaves(state.params))]
     assert (int(state.step), int(state.skipped_in_row), int(state.skipped_total)) == (2, 0, 2)
 

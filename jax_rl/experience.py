@@ -110,9 +110,7 @@ def collect_experience(
     return Experience(batch, scores, credit, advantages, ref_logp, scoring)
 
 
-def _reference_logprobs(
-    run: Run, trained: Params, programs: UpdatePrograms, batch: RolloutBatch
-) -> np.ndarray | None:
+def _reference_logprobs(run: Run, trained: Params, programs: UpdatePrograms, batch: RolloutBatch) -> np.ndarray | None:
     reference = run.reference_policy(trained)
     if reference is None:
         return None

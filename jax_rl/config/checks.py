@@ -20,9 +20,9 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 def check_values(cfg: Config) -> list[Problem]:
     """Everything that is wrong with a config apart from missing files (`paths.find_missing`)."""
-    rules = (_sources, _template, _rewards, _judge, _device_names, _device_ids, _reward_devices, _variables, _log_names)
-    rules += (_lora, _reference)
-    return [problem for rule in rules for problem in rule(cfg)]
+    inputs = (_sources, _template, _rewards, _judge)
+    places = (_device_names, _device_ids, _reward_devices, _lora, _reference, _variables, _log_names)
+    return [problem for rule in inputs + places for problem in rule(cfg)]
 
 
 def explain_doubts(cfg: Config) -> list[str]:

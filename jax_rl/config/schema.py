@@ -43,9 +43,8 @@ class ModelConfig:
     policy_gpu_ids: tuple[NonNegativeInt, ...] = ()  # local device ids of the policy; empty = the first free one
     reference_gpu_ids: tuple[NonNegativeInt, ...] = ()  # local device ids of the reference; empty = the policy's
     reference_device: str | None = None  # old spelling of one reference device, e.g. cuda:6 or cpu
-    reference: Literal["auto", "separate", "policy_mesh", "lora_base"] = (
-        "auto"  # where it is: on its own devices, on the policy's, or the base weights under LoRA
-    )
+    # where the reference is: on devices of its own, on the policy's, or the base weights under LoRA
+    reference: Literal["auto", "separate", "policy_mesh", "lora_base"] = "auto"
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     attn_implementation: str = "auto"  # accepted for old files; attention is XLA's
     use_fast_tokenizer: bool = True  # accepted for old files; the tokenizer is always the fast one

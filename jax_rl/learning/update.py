@@ -86,14 +86,13 @@ def make_update_step(
 ) -> UpdateStep:
     """One optimizer step from an UpdateBatch of micro-batches: tokens [M, b, L], mask [M, b, T] and so on.
 
-    `step(state, frozen, batch)`: `state.params` is what is trained, all weights (`frozen` None) or the adapters of the
-    weights in `frozen`, which are only read. Gradients add up in f32. A non-finite loss or gradient leaves params, moments and step as they are, bit for bit, and
-    is counted. The state is donated. Stats: the sums of `policy_loss`, `grad_norm` before the clip, `skipped` (0 or 1).
+    `step(state, frozen, batch)`: `state.params` is what is trained: all weights (`frozen` is None), or the adapters of
+    the weights in `frozen`, which are only read. Gradients add up in f32. A non-finite loss or gradient leaves params,
+    moments and step as they are, bit for bit, and is counted. The state is donated. Stats: the sums of `policy_loss`,
+    `grad_norm` before the clip, `skipped` (0 or 1).
     """
 
-    def loss_of(
-        trained: Params, frozen: Params | None, batch: UpdateBatch, token_weights: Array
-    ) -> tuple[Array, Sums]:
+    def loss_of(trained: Params, frozen: Params | None, batch: UpdateBatch, token_weights: Array) -> tuple[Array, Sums]:
         params = policy_weights(trained, frozen, lora_scale)
         logp, entropy = forward_logprobs(
             forward, unembed, params, batch.tokens, batch.positions, batch.mask, remat=True

@@ -113,10 +113,13 @@ def init_adapters(specs: Specs, key: jax.Array, sharding_for: ShardingFor) -> Pa
 
 def attach(base: Params, adapters: Params, scale: float) -> Params:
     """What `Model.forward` takes: the base with an `Adapted` for every adapted weight. Copies nothing."""
-    if not isinstance(base, dict):
-        a, b = adapters["a"], adapters["b"]
-        return Adapted(base, a, b, jnp.full(a.shape[:-2], scale, jnp.float32))
-    return {name: attach(node, adapters[name], scale) if name in adapters else node for name, node in base.items()}
+
+    def beside(node: Any, pair: Params) -> Any:
+        if isinstance(node, dict):
+            return attach(node, pair, scale)
+        return Adapted(node, pair["a"], pair["b"], jnp.full(pair["a"].shape[:-2], scale, jnp.float32))
+
+    return {name: beside(node, adapters[name]) if name in adapters else node for name, node in base.items()}
 
 
 def policy_weights(trained: Params, frozen: Params | None, scale: float) -> Params:

@@ -21,7 +21,7 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def check_values(cfg: Config) -> list[Problem]:
     """Everything that is wrong with a config apart from missing files (`paths.find_missing`)."""
     inputs = (_sources, _template, _rewards, _judge)
-    places = (_device_names, _device_ids, _reward_devices, _lora, _reference, _variables, _log_names)
+    places = (_device_names, _device_ids, _prefixes, _reward_devices, _lora, _reference, _variables, _log_names)
     return [problem for rule in inputs + places for problem in rule(cfg)]
 
 
@@ -39,7 +39,7 @@ def explain_doubts(cfg: Config) -> list[str]:
     taken = _accelerators(cfg)
     for name in ("metricx", "xcomet"):
         metric = getattr(cfg.reward, name)
-        if metric.enabled and metric.device == "cuda" and 0 in taken:
+        if metric.enabled and metric.device == "cuda" and 0 in taken and not metric.command_prefix:
             notices.append(f"reward.{name}.device: cuda is cuda:0, which model.*_gpu_ids take too; name a free one")
     return notices
 
@@ -192,10 +192,23 @@ def _reference_is_base(cfg: Config) -> bool:
     return cfg.model.reference_name_or_path in (None, cfg.model.policy_name_or_path)
 
 
+def _prefixes(cfg: Config) -> Iterator[Problem]:
+    for name in ("metricx", "xcomet"):
+        metric = getattr(cfg.reward, name)
+        if metric.command_prefix and not metric.python_executable:
+            key = (f"reward.{name}.python_executable",)
+            yield Problem(key, f"is not set; behind reward.{name}.command_prefix it must name the Python over there")
+        if metric.worker_folder and not metric.command_prefix:
+            key = (f"reward.{name}.worker_folder",)
+            yield Problem(key, f"is for a worker behind reward.{name}.command_prefix, which is not set")
+
+
 def _reward_devices(cfg: Config) -> Iterator[Problem]:
     taken = _accelerators(cfg)
     for name in ("metricx", "xcomet"):
         metric = getattr(cfg.reward, name)
+        if metric.command_prefix:  # a device of another machine
+            continue
         index = _gpu_index(metric.device)
         if metric.enabled and index in taken:
             keys = (f"reward.{name}.device", *MODEL_DEVICE_KEYS)

@@ -33,6 +33,8 @@ def resolve_paths(section: Any, folder: Path) -> Any:
 def find_missing(cfg: Config) -> list[Problem]:
     """Files, folders and programs that a config names and that are not there. Metrics that are off are not asked."""
     off = [f"reward.{name}." for name in ("metricx", "xcomet", "mqm", "chrf") if not getattr(cfg.reward, name).enabled]
+    # what a worker on another machine names is there, not here
+    off += [f"reward.{name}." for name in ("metricx", "xcomet") if getattr(cfg.reward, name).command_prefix]
     problems = []
     for key, hint, value in walk(cfg):
         role = role_of(hint)

@@ -120,6 +120,8 @@ class MetricXConfig:
     overflow_policy: Literal["truncate", "skip"] = "truncate"  # too long: shorten the source, or score Missing
     offset: float = 5.0  # reward = offset - score
     python_executable: Program = None  # the worker's own Python; null = this one
+    command_prefix: tuple[str, ...] = ()  # runs the worker elsewhere, e.g. [ssh, aux-node]; srun, kubectl exec -i too
+    worker_folder: str | None = None  # behind a prefix: where reward_workers lies there; null = the same path as here
     subprocess_timeout_sec: Positive = 600.0  # longest time for one scoring request
     startup_timeout_sec: Positive = 600.0  # longest time to load the model
 
@@ -134,6 +136,8 @@ class XCometConfig:
     use_reference: bool = False
     overflow_policy: Literal["truncate", "skip"] = "truncate"  # too long: shorten the source, or score Missing
     python_executable: Program = None
+    command_prefix: tuple[str, ...] = ()
+    worker_folder: str | None = None
     subprocess_timeout_sec: Positive = 600.0
     startup_timeout_sec: Positive = 600.0
 

@@ -3,15 +3,17 @@
 import itertools
 import logging
 import os
+import shlex
 import shutil
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jax_rl.rewards.worker_process import WorkerFault, WorkerProcess
+from jax_rl.config.schema import MetricXConfig, XCometConfig
+from jax_rl.rewards.worker_process import WorkerCommand, WorkerFault, WorkerProcess
 from reward_workers import protocol
 from reward_workers.protocol import Message
 
@@ -23,6 +25,8 @@ _LONGEST_PAUSE_SECONDS = 30.0
 # What a worker inherits. Not: PYTHON*, LD_*, XLA_* and the like, which are the trainer's, nor API keys, which are not
 # its.
 _INHERITED = {"PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "CUDA_DEVICE_ORDER", "OMP_NUM_THREADS"}
+_WORKER_SETTINGS = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "TOKENIZERS_PARALLELISM": "false"}
+_PREFIX_PREFIXES = ("SSH_", "SLURM_", "KUBE")
 _INHERITED_PREFIXES = ("HF_", "XDG_", "LC_", "SSL_", "REQUESTS_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
@@ -37,13 +41,13 @@ class WorkerFailed(RuntimeError):
 class WorkerClient:
     """A worker process and its restarts. The process starts at once and loads; `wait_until_ready` waits for that.
 
-    `command` is the program and its arguments, `options` what its `load` gets. One request at a time (others queue).
+    `options` is what its `load` gets. One request at a time (others queue).
     """
 
     def __init__(
         self,
         name: str,
-        command: Sequence[str],
+        command: WorkerCommand,
         options: Message,
         *,
         environment: Mapping[str, str],
@@ -55,7 +59,7 @@ class WorkerClient:
     ):
         self.name = name
         self.restarts = 0  # so far
-        self._command, self._options, self._environment = list(command), options, dict(environment)
+        self._command, self._options, self._environment = command, options, dict(environment)
         self._log_path = log_path
         self._startup_seconds, self._request_seconds = startup_seconds, request_seconds
         self._silence_seconds, self._max_restarts = silence_seconds, max_restarts
@@ -145,32 +149,59 @@ class WorkerClient:
             self._process = None
 
 
-def worker_command(kind: str, python_executable: str | None) -> list[str]:
-    """The command of worker `kind` in its Python (None: this one). WorkerStartError when that is no program."""
-    python = python_executable or sys.executable
-    if shutil.which(python) is None:
-        raise WorkerStartError(
-            f"reward.{kind}.python_executable: {python} is not a program; `make workers` builds .venv-{kind}/bin/python"
-        )
-    return [python, str(Path(protocol.__file__).parent), kind]
+def worker_command(kind: str, cfg: MetricXConfig | XCometConfig) -> WorkerCommand:
+    """The command of worker `kind` in its Python (None: this one), behind its prefix if it has one.
+
+    WorkerStartError when there is no such program here.
+    """
+    python, folder = cfg.python_executable or sys.executable, str(Path(protocol.__file__).parent)
+    if not cfg.command_prefix:
+        if shutil.which(python) is None:
+            raise WorkerStartError(
+                f"reward.{kind}.python_executable: {python} is not a program; "
+                f"`make workers` builds .venv-{kind}/bin/python"
+            )
+        return WorkerCommand((python, folder, kind))
+    if shutil.which(cfg.command_prefix[0]) is None:
+        raise WorkerStartError(f"reward.{kind}.command_prefix: {cfg.command_prefix[0]} is not a program")
+    # our environment may not travel: what the worker must have is set by `env` where it runs
+    variables = _WORKER_SETTINGS | _visible_devices(cfg.device, None)
+    there = [
+        "env",
+        *(f"{name}={value}" for name, value in variables.items()),
+        python,
+        cfg.worker_folder or folder,
+        kind,
+    ]
+    if Path(cfg.command_prefix[0]).name == "ssh":  # which hands one line to a shell
+        there = [shlex.quote(word) for word in there]
+    return WorkerCommand((*cfg.command_prefix, *there), elsewhere=True)
 
 
 def worker_environment(device: str) -> dict[str, str]:
     """A clean environment. Of `device` (cpu, cuda, cuda:N) the worker sees none, all that we see, the Nth of those."""
-    environment = {
+    return _inherited() | _WORKER_SETTINGS | _visible_devices(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def prefix_environment() -> dict[str, str]:
+    """What the program of a command prefix gets: also what ssh, srun and kubectl need to know where to go."""
+    return _inherited(_PREFIX_PREFIXES)
+
+
+def _inherited(more_prefixes: tuple[str, ...] = ()) -> dict[str, str]:
+    return {
         key: value
         for key, value in os.environ.items()
-        if key in _INHERITED or key.upper().startswith(_INHERITED_PREFIXES)
+        if key in _INHERITED or key.upper().startswith(_INHERITED_PREFIXES + more_prefixes)
     }
-    environment |= {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", "TOKENIZERS_PARALLELISM": "false"}
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def _visible_devices(device: str, visible: str | None) -> dict[str, str]:
     if device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    elif device.startswith("cuda:"):
-        environment["CUDA_VISIBLE_DEVICES"] = _nth_device(int(device.removeprefix("cuda:")), visible)
-    elif visible is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = visible
-    return environment
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    if device.startswith("cuda:"):
+        return {"CUDA_VISIBLE_DEVICES": _nth_device(int(device.removeprefix("cuda:")), visible)}
+    return {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
 
 
 def _nth_device(index: int, visible: str | None) -> str:

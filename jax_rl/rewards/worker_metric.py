@@ -8,7 +8,13 @@ from pathlib import Path
 from jax_rl.config.schema import MetricXConfig, XCometConfig
 from jax_rl.rewards.text import NormalizedText, is_blank, normalize, normalized
 from jax_rl.rewards.types import ErrorSpan, Missing, Score, Scored, Translation
-from jax_rl.rewards.worker_client import WorkerClient, WorkerFailed, worker_command, worker_environment
+from jax_rl.rewards.worker_client import (
+    WorkerClient,
+    WorkerFailed,
+    prefix_environment,
+    worker_command,
+    worker_environment,
+)
 from reward_workers.protocol import Message
 
 
@@ -33,9 +39,9 @@ class WorkerMetric:
         self._restarts_told = 0
         self._client = WorkerClient(
             name,
-            worker_command(name, cfg.python_executable),
+            worker_command(name, cfg),
             {**options, "device": cfg.device.partition(":")[0]},  # of several GPUs the worker sees one
-            environment=worker_environment(cfg.device),
+            environment=prefix_environment() if cfg.command_prefix else worker_environment(cfg.device),
             log_path=log_dir / f"worker_{name}.log",
             startup_seconds=cfg.startup_timeout_sec,
             request_seconds=cfg.subprocess_timeout_sec,

@@ -7,8 +7,9 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from reward_workers.protocol import Channel, Message, ProtocolError
 
@@ -30,33 +31,61 @@ class WorkerFault(RuntimeError):
         self.reason = reason
 
 
+@dataclass(frozen=True)
+class WorkerCommand:
+    """The program and its arguments; `elsewhere`: it runs behind a prefix and is not our own child."""
+
+    arguments: tuple[str, ...]
+    elsewhere: bool = False
+
+
 class WorkerProcess:
-    """A running worker. Its stdout and stderr go to `log_path`, so that no library's print can touch the frames.
+    """A running worker. Its stdout and stderr go to `log_path` (behind a prefix: stderr alone), so that no library's
+    print can touch the frames.
 
     To be created in a thread that lives as long as the worker shall: Linux kills it when that thread ends.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log_path: Path):
+    def __init__(self, command: WorkerCommand, environment: Mapping[str, str], log_path: Path):
         self._log_path = log_path
         self._last_id = 0
-        ours, theirs = socket.socketpair()
-        # a session of its own: the terminal's Ctrl-C is not for it, and ending the group ends what it started
         try:
-            with theirs, open(log_path, "ab") as log:
-                self._popen = subprocess.Popen(
-                    [*command, "--fd", str(theirs.fileno()), "--parent", str(os.getpid())],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=dict(environment),
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                )
+            with open(log_path, "ab") as log:
+                start = self._over_stdio if command.elsewhere else self._over_socket
+                # a session of its own: the terminal's Ctrl-C is not for it, and ending the group ends what it started
+                settings = {"stderr": log, "env": dict(environment), "start_new_session": True}
+                self._popen, self._channel = start(command.arguments, log, settings)
         except OSError as error:
-            ours.close()
-            raise WorkerFault(f"cannot start {command[0]}: {error.strerror}", log_path) from error
-        fd = ours.detach()
-        self._channel = Channel(fd, fd)
+            raise WorkerFault(f"cannot start {command.arguments[0]}: {error.strerror}", log_path) from error
+
+    @staticmethod
+    def _over_socket(arguments: Sequence[str], log: IO, settings: dict[str, Any]) -> tuple[subprocess.Popen, Channel]:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            popen = subprocess.Popen(
+                [*arguments, "--fd", str(theirs.fileno()), "--parent", str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                pass_fds=[theirs.fileno()],
+                **settings,
+            )
+            fd = ours.detach()
+        return popen, Channel(fd, fd)
+
+    @staticmethod
+    def _over_stdio(arguments: Sequence[str], log: IO, settings: dict[str, Any]) -> tuple[subprocess.Popen, Channel]:
+        """The frames run through the prefix's stdin and stdout; the worker keeps both from its libraries."""
+        (their_in, our_out), (our_in, their_out) = os.pipe(), os.pipe()
+        try:
+            popen = subprocess.Popen([*arguments, "--stdio"], stdin=their_in, stdout=their_out, **settings)
+        except OSError:
+            os.close(our_in)
+            os.close(our_out)
+            raise
+        finally:
+            os.close(their_in)
+            os.close(their_out)
+        return popen, Channel(our_in, our_out)
 
     @property
     def pid(self) -> int:

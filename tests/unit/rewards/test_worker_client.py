@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jax_rl.config.schema import MetricXConfig, XCometConfig
 from jax_rl.rewards.worker_client import (
     WorkerClient,
     WorkerFailed,
@@ -19,7 +20,9 @@ from jax_rl.rewards.worker_client import (
     worker_command,
     worker_environment,
 )
+from jax_rl.rewards.worker_process import WorkerCommand
 
+WRAPPER = ("sh", "-c", '"$@"; exit $?', "sh")  # a program that stays in between, as ssh and srun do
 FAKE_WORKER = str(Path(__file__).parents[1] / "reward_workers" / "fake_worker.py")
 
 
@@ -33,7 +36,7 @@ def start(tmp_path):
         name = f"fake{len(clients)}"
         client = WorkerClient(
             name,
-            [sys.executable, FAKE_WORKER],
+            WorkerCommand((sys.executable, FAKE_WORKER)),
             {"pid_file": str(tmp_path / f"{name}.pid"), **(options or {})},
             environment=worker_environment("cpu"),
             log_path=tmp_path / f"{name}.log",
@@ -217,15 +220,17 @@ def test_close_while_the_worker_loads(start, tmp_path):
         client.wait_until_ready()
 
 
-def test_a_killed_trainer_takes_its_workers_with_it(tmp_path):
+@pytest.mark.parametrize("wrapper", [(), WRAPPER], ids=["child", "behind a wrapper"])
+def test_a_killed_trainer_takes_its_workers_with_it(tmp_path, wrapper):
     """One worker idle, one in the middle of a request, and SIGKILL for the process that started them."""
     code = f"""
 import sys, threading
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_worker_client import FAKE_WORKER, WorkerClient, worker_environment
+from test_worker_client import FAKE_WORKER, WRAPPER, WorkerClient, WorkerCommand, worker_environment
 def start(name):
-    return WorkerClient(name, [sys.executable, FAKE_WORKER], {{}}, environment=worker_environment("cpu"),
+    command = WorkerCommand((*{wrapper!r}, sys.executable, FAKE_WORKER), {bool(wrapper)})
+    return WorkerClient(name, command, {{}}, environment=worker_environment("cpu"),
         log_path=Path({str(tmp_path)!r}) / name, startup_seconds=60, request_seconds=600, max_restarts=0)
 idle, busy = start("idle"), start("busy")
 print(*[client.score([{{"mt": ""}}])["pid"] for client in (idle, busy)], flush=True)
@@ -251,11 +256,70 @@ def test_the_log_does_not_grow_without_end(start, tmp_path):
 
 def test_a_python_that_is_not_there():
     with pytest.raises(WorkerStartError, match=r"reward\.xcomet\.python_executable: /no/such/python is not a program"):
-        worker_command("xcomet", "/no/such/python")
+        worker_command("xcomet", XCometConfig(python_executable="/no/such/python"))
 
 
 def test_without_python_executable_the_worker_runs_in_this_interpreter():
-    assert worker_command("metricx", None)[0] == sys.executable
+    assert worker_command("metricx", MetricXConfig()).arguments[0] == sys.executable
+
+
+def test_the_command_behind_a_prefix():
+    there = {"python_executable": "/opt/x/bin/python", "worker_folder": "/opt/x/reward workers", "device": "cuda:3"}
+    srun = worker_command("metricx", MetricXConfig(command_prefix=("nice", "-n5"), **there))
+    assert srun.elsewhere and srun.arguments[:3] == ("nice", "-n5", "env")
+    assert "CUDA_VISIBLE_DEVICES=3" in srun.arguments
+    assert srun.arguments[-3:] == ("/opt/x/bin/python", "/opt/x/reward workers", "metricx")
+
+
+def test_ssh_gets_its_words_quoted(monkeypatch, tmp_path):
+    (tmp_path / "ssh").write_text('#!/bin/sh\nshift\nexec sh -c "$*"\n')  # as ssh does: one line for a shell
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    cfg = XCometConfig(command_prefix=("ssh", "aux"), python_executable="echo", worker_folder="/a b/$HOME")
+    out = subprocess.run(worker_command("xcomet", cfg).arguments, capture_output=True, text=True, check=True)
+    assert out.stdout == "/a b/$HOME xcomet\n"
+
+
+def test_a_prefix_that_is_no_program():
+    cfg = MetricXConfig(command_prefix=("no-such-launcher",), python_executable="python3")
+    with pytest.raises(WorkerStartError, match=r"reward\.metricx\.command_prefix: no-such-launcher is not a program"):
+        worker_command("metricx", cfg)
+
+
+@pytest.fixture(params=["wrapper", "network namespace"])
+def elsewhere(request):
+    """A prefix whose program stays between us and the worker; or that gives it another network, with no way out."""
+    if request.param == "wrapper":
+        return WRAPPER
+    if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:
+        pytest.skip("this user may not make network namespaces")
+    return ("unshare", "--net", *WRAPPER)
+
+
+def test_a_worker_behind_a_prefix(elsewhere, tmp_path):
+    """Noise on stdout does not reach the frames; after a SIGKILL a new one answers; closing leaves none."""
+    client = WorkerClient(
+        "far",
+        WorkerCommand((*elsewhere, sys.executable, FAKE_WORKER), elsewhere=True),
+        {},
+        environment=worker_environment("cpu"),
+        log_path=tmp_path / "far.log",
+        startup_seconds=60,
+        request_seconds=60,
+        max_restarts=1,
+    )
+    answer = client.score([{"mt": "abc", "do": ["noise", 1 << 20]}])
+    assert scores(answer) == [3]
+    assert "from C" in (tmp_path / "far.log").read_text()
+    again = client.score([{"mt": "ab", "do": ["signal once", str(tmp_path / "killed")]}])
+    assert scores(again) == [2] and again["pid"] != answer["pid"] and client.restarts == 1
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(client.score, [{"mt": "a", "do": ["sleep once", str(tmp_path / "asleep")]}])
+        wait_for((tmp_path / "asleep").exists)
+        client.close()
+        with pytest.raises(WorkerFailed, match="closed in the middle"):
+            asked.result()
+    wait_for(lambda: is_gone(again["pid"]))
 
 
 def test_a_worker_inherits_neither_the_trainers_libraries_nor_its_secrets(monkeypatch):

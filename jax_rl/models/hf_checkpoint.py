@@ -8,7 +8,9 @@ import copy
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,14 @@ def _load_array(spec: ParamSpec, stored: list[StoredTensor], dtype: np.dtype, sh
     return jax.make_array_from_callback(spec.shape, sharding, read)
 
 
+@dataclass(frozen=True)
+class Leaf:
+    """A parameter to be written, wherever it lies."""
+
+    dtype: np.dtype  # that it is held in
+    tensor: Callable[[int], np.ndarray]  # number in the spec's hf_names -> that tensor, fetched when its turn comes
+
+
 def save_model(out: Path | str, model: Model, params: Params, source: Path | str | None = None) -> None:
     """Writes a Hugging Face folder, whole or not at all; a folder already at `out` is replaced.
 
@@ -143,51 +153,85 @@ def save_model(out: Path | str, model: Model, params: Params, source: Path | str
     Raises:
         ModelError: `source` is damaged, or cannot give what its config.json promises.
     """
-    out = Path(out)
-    source = out if source is None else Path(source)
+    leaves = jax.tree.map(_leaf_of_array, model.specs, params)
+    write_model(out, model, leaves, out if source is None else source, params["embed"].dtype)
+
+
+def _leaf_of_array(spec: ParamSpec, held: jax.Array | Adapted) -> Leaf:
+    def tensor(row: int) -> np.ndarray:
+        one = held[row] if spec.stacked else held
+        return np.asarray(one.merged() if isinstance(one, Adapted) else one)
+
+    return Leaf(np.dtype(held.dtype), tensor)
+
+
+def write_model(out: Path | str, model: Model, leaves: dict[str, Any], source: Path | str, dtype: DTypeLike) -> None:
+    """`save_model` of parameters that may lie anywhere; in host memory is one tensor of the file at a time.
+
+    Args:
+        leaves: a `Leaf` for each of the model's specs.
+        dtype: of the file, but for tensors that `source` stores in another type than most: they keep theirs.
+    """
+    out, source = Path(out), Path(source)
     raw = read_config(source)
-    tensors = _tensors_to_write(model, params, source, raw)
+    tensors = _tensors_to_write(model, leaves, source, raw, np.dtype(dtype))
     with whole_folder(out) as folder:
         for pattern in COMPANIONS:
             for file in source.glob(pattern):
                 if file.name != "config.json" and not file.name.endswith(".index.json"):
                     shutil.copyfile(file, folder / file.name)
-        config = _exported_config(raw, model, params)
+        config = _exported_config(raw, model, np.dtype(dtype))
         (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         write_files(folder, tensors, MAX_FILE_BYTES)
 
 
-def _tensors_to_write(model: Model, params: Params, source: Path, raw: dict[str, Any]) -> list[TensorToWrite]:
-    layout, others = Layout(), {}
+def _tensors_to_write(
+    model: Model, leaves: dict[str, Any], source: Path, raw: dict[str, Any], dtype: np.dtype
+) -> list[TensorToWrite]:
+    layout, stored = Layout(), dict[str, StoredTensor]()
     if has_weights(source):
         stored, problems = list_tensors(source)
         if problems:
             raise ModelError(f"cannot export beside {source}, which is damaged:\n  " + "\n  ".join(problems))
         layout = find_layout(stored, model.family)
-        others = {name: t for name, t in stored.items() if name.startswith(model.family.other_tensors)}
     elif "text_config" in raw:
         raise ModelError(f"{source} describes a multimodal model but holds no weights to copy its vision tower from")
+    others = {name: t for name, t in stored.items() if name.startswith(model.family.other_tensors)}
+    usual = _usual_type([tensor for name, tensor in stored.items() if name not in others])
 
-    def of_parameter(spec: ParamSpec, leaf: jax.Array | Adapted) -> list[TensorToWrite]:
-        def write(row: int, name: str) -> TensorToWrite:
-            def fetch() -> np.ndarray:
-                tensor = leaf[row] if spec.stacked else leaf
-                return np.asarray(tensor.merged().astype(leaf.dtype) if isinstance(tensor, Adapted) else tensor)
+    def dtype_in_file(name: str, spec: ParamSpec) -> np.dtype:
+        if name not in stored:
+            return spec.dtype(dtype)
+        own = stored[name].dtype
+        if spec.wide:
+            return np.promote_types(FLOAT_TYPES[own], dtype)
+        return dtype if own == usual else FLOAT_TYPES[own]
 
-            return TensorToWrite.array(layout.stored_name(name), spec.tensor_shape, leaf.dtype, fetch)
+    def of_parameter(spec: ParamSpec, leaf: Leaf) -> list[TensorToWrite]:
+        def write(row: int, hf_name: str) -> TensorToWrite:
+            name = layout.stored_name(hf_name)
+            in_file = dtype_in_file(name, spec)
+            return TensorToWrite.array(name, spec.tensor_shape, in_file, partial(leaf.tensor, row))
 
         return [write(row, name) for row, name in enumerate(spec.hf_names)]
 
     copies = [TensorToWrite.copy(name, tensor) for name, tensor in others.items()]
-    return copies + jax.tree.leaves(jax.tree.map(of_parameter, model.specs, params))
+    return copies + jax.tree.leaves(jax.tree.map(of_parameter, model.specs, leaves))
 
 
-def _exported_config(raw: dict[str, Any], model: Model, params: Params) -> dict[str, Any]:
+def _usual_type(tensors: Iterable[StoredTensor]) -> str | None:
+    """The type of most bytes."""
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.end - tensor.start
+    return max(sizes, key=sizes.__getitem__, default=None)
+
+
+def _exported_config(raw: dict[str, Any], model: Model, dtype: np.dtype) -> dict[str, Any]:
     """The source's config, with the dtype and the tying of what is really written."""
     config = copy.deepcopy(raw)
-    dtype = str(params["embed"].dtype)
     for part in (config, config.get("text_config", {})):
-        part.update({name: dtype for name in ("dtype", "torch_dtype") if name in part})
+        part.update({name: dtype.name for name in ("dtype", "torch_dtype") if name in part})
         if part.get("tie_word_embeddings", part is config) and not model.cfg.tie_word_embeddings:
             part["tie_word_embeddings"] = False
     return config

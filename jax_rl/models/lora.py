@@ -52,6 +52,13 @@ def linear_names(specs: Specs) -> list[str]:
     return sorted({_module(spec) for spec in spec_leaves(specs) if _is_linear(spec)})
 
 
+def adapted_names(specs: Specs) -> list[str]:
+    """The same names from the specs of adapters: `target_modules` with all-linear spelt out."""
+    return sorted(
+        {spec.hf_names[0].split(".")[-3] for spec in spec_leaves(specs)}
+    )  # layers.3.mlp.[up_proj].lora_A.weight
+
+
 def _module(spec: ParamSpec) -> str:
     return spec.hf_names[0].split(".")[-2]  # layers.3.mlp.[up_proj].weight
 

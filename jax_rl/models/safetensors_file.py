@@ -91,11 +91,11 @@ class TensorToWrite:
     def array(
         cls, name: str, shape: tuple[int, ...], dtype: np.dtype, fetch: Callable[[], np.ndarray]
     ) -> "TensorToWrite":
-        """An array that `fetch` brings to the host."""
+        """An array that `fetch` brings to the host, converted to `dtype`."""
         names = {value: key for key, value in FLOAT_TYPES.items()}
 
         def data() -> Iterator[memoryview]:
-            yield np.ascontiguousarray(fetch()).reshape(-1).view(np.uint8).data
+            yield np.ascontiguousarray(fetch(), dtype).reshape(-1).view(np.uint8).data
 
         return cls(name, names[np.dtype(dtype)], shape, math.prod(shape) * dtype.itemsize, data)
 
@@ -108,18 +108,19 @@ def write_files(folder: Path, tensors: Sequence[TensorToWrite], max_bytes: int) 
             groups.append([])
         groups[-1].append(tensor)
     if len(groups) == 1:
-        _write_file(folder / "model.safetensors", groups[0])
+        write_file(folder / "model.safetensors", groups[0])
         return
     weight_map = {}
     for number, group in enumerate(groups, start=1):
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        _write_file(folder / name, group)
+        write_file(folder / name, group)
         weight_map.update({tensor.name: name for tensor in group})
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors)}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_file(path: Path, tensors: Sequence[TensorToWrite]) -> None:
+def write_file(path: Path, tensors: Sequence[TensorToWrite]) -> None:
+    """One safetensors file; in memory is one tensor at a time."""
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # transformers refuses files that do not say so
     offset = 0
     for tensor in tensors:

@@ -16,7 +16,8 @@ LEVELS = [  # a room imports from its own level's same room and from the levels 
     {"credit", "figures", "setup"},
     {"evaluate", "experience"},
     {"trainer", "checkpoint_view"},
-    {"train", "inspect_checkpoint", "toy"},
+    {"checkpoint_export"},
+    {"train", "inspect_checkpoint", "export", "toy"},
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 TOP = {"credit", "figures", "setup", "evaluate", "experience"}  # single files, which may use each other in this order

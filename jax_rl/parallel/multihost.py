@@ -1,0 +1,238 @@
+"""Several processes, one run: finding each other, exchanging small values, and ending together.
+
+Arrays cross hosts inside jitted programs. What the hosts say to each other beside that (scores, a wish to stop, a
+failure) goes through the key-value store of JAX's coordination service, with a limit on every wait and the name of the
+host that is missing. A process that dies is noticed by the service itself, which then ends the others.
+"""
+
+import itertools
+import json
+import logging
+import os
+import re
+import socket
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jax_rl.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_FAILURE = "jax_rl/failure"
+_POLL_SECONDS = 0.5
+_GRACE_SECONDS = 4 * _POLL_SECONDS  # how long a failing process stays, so that the others read why
+_RANKS = ("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "RANK")
+_SIZES = ("JAX_NUM_PROCESSES", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "WORLD_SIZE")
+
+
+class HostError(RuntimeError):
+    """A host that does not answer, or that told of its failure."""
+
+
+class ClusterError(UserError):
+    """An environment that names other processes but not how to reach them."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What `jax.distributed.initialize` is told; None leaves a question to JAX, which asks the launcher."""
+
+    launcher: str | None = None  # slurm, ompi, k8s, tpu: JAX finds address and numbers itself
+    coordinator: str | None = None  # host:port of process 0
+    processes: int | None = None
+    index: int | None = None
+    whole_hosts: bool = True  # one process a host, with all its devices; else one a device
+
+
+def find_cluster(environ: Mapping[str, str]) -> Cluster | None:
+    """The other processes of this run as the environment tells of them; None: there are none.
+
+    JAX_COORDINATOR_ADDRESS (or MASTER_ADDR and MASTER_PORT) wins, with the number of processes and this one's from
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID or from what the launcher sets; else Slurm, Open MPI, Kubernetes and TPU pods
+    are recognised as JAX recognises them.
+
+    Raises:
+        ClusterError: the address is there and a number is not, or the other way round.
+    """
+    address = environ.get("JAX_COORDINATOR_ADDRESS")
+    if not address and "MASTER_ADDR" in environ and "RANK" in environ:
+        address = f"{environ['MASTER_ADDR']}:{environ.get('MASTER_PORT', '29500')}"
+    whole_hosts = _one_task_a_node(environ)
+    if address:
+        processes, index = _number(environ, _SIZES), _number(environ, _RANKS)
+        if processes is None or index is None:
+            missing = "JAX_NUM_PROCESSES" if processes is None else "JAX_PROCESS_ID"
+            raise ClusterError(f"the coordinator is {address}, but {missing} is not set; give the number, from 0 on")
+        if not 0 <= index < processes:
+            raise ClusterError(f"this is process {index} of {processes}; the numbers go from 0 to {processes - 1}")
+        return Cluster(None, address, processes, index, whole_hosts) if processes > 1 else None
+    if int(environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in environ:
+        return Cluster("slurm", whole_hosts=whole_hosts)
+    if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        if "OMPI_MCA_orte_hnp_uri" not in environ:
+            raise ClusterError(
+                "mpirun started several processes, but this version of it does not tell where the first one runs; "
+                "set JAX_COORDINATOR_ADDRESS to host:port of that machine (mpirun -x JAX_COORDINATOR_ADDRESS=...)"
+            )
+        return Cluster("ompi", whole_hosts=whole_hosts)
+    if len(environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
+        return Cluster("tpu")
+    if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
+        return Cluster("k8s")
+    return None
+
+
+def _number(environ: Mapping[str, str], names: tuple[str, ...]) -> int | None:
+    name = next((name for name in names if environ.get(name)), None)
+    if name is None:
+        return None
+    if not environ[name].isdecimal():
+        raise ClusterError(f"{name} is {environ[name]!r}; it must be a number")
+    return int(environ[name])
+
+
+def _one_task_a_node(environ: Mapping[str, str]) -> bool:
+    tasks = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE") or "1"
+    local = environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or environ.get("LOCAL_WORLD_SIZE") or "1"
+    return re.match(r"\d+", tasks + " ")[0] == "1" and local == "1"  # type: ignore[index]
+
+
+class Hosts:
+    """The processes of the run. With one process every call returns at once.
+
+    All processes call `gather` and `any` at the same points of the program, as with any collective.
+    """
+
+    def __init__(self, index: int, count: int, client: Any, timeout_sec: float) -> None:
+        self.index, self.count = index, count
+        self._client, self._timeout = client, timeout_sec
+        self._calls = itertools.count()
+        self._names = ["this process"]
+        if count > 1:
+            threading.Thread(target=self._watch, daemon=True, name="watch-hosts").start()
+            self._names = [f"host {i}" for i in range(count)]
+            names = self.gather("names", socket.gethostname())
+            self._names = [f"host {i} ({name})" for i, name in enumerate(names)]
+
+    @property
+    def is_first(self) -> bool:
+        """The one that writes the logs."""
+        return self.index == 0
+
+    @property
+    def name(self) -> str:
+        return self._names[self.index]
+
+    def gather(self, what: str, value: Any) -> list[Any]:
+        """Every host's value (plain data, as JSON has it), in the hosts' order. `what` names it where one is missing.
+
+        Raises:
+            HostError: a host did not answer in time.
+        """
+        if self.count == 1:
+            return [value]
+        call = next(self._calls)
+        self._client.key_value_set_bytes(f"jax_rl/{call}/{self.index}", zlib.compress(json.dumps(value).encode()))
+        end = time.monotonic() + self._timeout
+        answers = [self._answer(call, host, what, end) for host in range(self.count)]
+        # whoever has all answers of this call has all of the one before it, and so has everybody
+        if call >= 1:
+            self._client.key_value_delete(f"jax_rl/{call - 1}/{self.index}")
+        return answers
+
+    def any(self, what: str, flag: bool) -> bool:
+        """Whether the flag is up on any host: the same answer on all of them."""
+        return any(self.gather(what, flag))
+
+    def own_rows(self, total: int, group_size: int) -> slice:
+        """The completions whose scores are this host's to get: whole groups, dealt out evenly."""
+        groups = total // group_size
+        first, last = (groups * i // self.count * group_size for i in (self.index, self.index + 1))
+        return slice(first, last)
+
+    def end_all(self, message: str, code: int) -> None:
+        """Ends this process, and the others with this one's message; for a failure that no other process shares.
+
+        Does nothing where there is one process. JAX's own shutdown would wait for the others, which wait for us.
+        """
+        if self.count == 1:
+            return
+        try:
+            self._client.key_value_set(_FAILURE, json.dumps({"host": self.index, "message": message}))
+        except Exception as error:  # noqa: BLE001 - another host was first, or the service has gone: we end anyway
+            log.debug("could not tell of the failure: %s", error)
+        time.sleep(_GRACE_SECONDS)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def _answer(self, call: int, host: int, what: str, end: float) -> Any:
+        left = max(1, int(1000 * (end - time.monotonic())))
+        try:
+            packed = self._client.blocking_key_value_get_bytes(f"jax_rl/{call}/{host}", left)
+        except Exception as error:  # the service raises its own kind for a time-out
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+            raise HostError(
+                f"{self._names[host]} did not say its {what} within {self._timeout:g} s (misc.host_timeout_sec)"
+            ) from None
+        return json.loads(zlib.decompress(packed))
+
+    def _watch(self) -> None:
+        """Ends this process when another one has told of its failure."""
+        while True:
+            time.sleep(_POLL_SECONDS)
+            try:
+                failure = json.loads(self._client.key_value_try_get(_FAILURE))
+            except Exception:  # noqa: BLE001 - NOT_FOUND is the service's way to say that all is well
+                continue
+            if failure["host"] != self.index:
+                print(f"{self._names[failure['host']]} failed: {failure['message']}", file=sys.stderr, flush=True)
+                if self.is_first:  # the service lives in this process: with it the others would end unheard
+                    time.sleep(2 * _GRACE_SECONDS)
+                os._exit(1)
+
+
+def join_hosts(cluster: Cluster | None, *, timeout_sec: float, heartbeat_sec: float, devices: int | None) -> Hosts:
+    """Meets the other processes. To be called before JAX is used.
+
+    Args:
+        timeout_sec: longest wait for another host, at the start and in every exchange.
+        heartbeat_sec: a process that is silent for this long is dead, and the run ends.
+        devices: how many accelerators this process sees, where it is the only one of its host; None: JAX's choice.
+
+    Raises:
+        HostError: the others did not come.
+    """
+    if cluster is None:
+        return Hosts(0, 1, None, timeout_sec)
+    import jax
+    from jax._src import distributed  # the client has no public name
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            cluster.coordinator,
+            cluster.processes,
+            cluster.index,
+            local_device_ids=list(range(devices)) if devices and cluster.whole_hosts else None,
+            cluster_detection_method=(
+                "deactivate"
+                if cluster.coordinator
+                else cluster.launcher
+                if cluster.launcher in ("slurm", "ompi")
+                else None
+            ),
+            initialization_timeout=int(timeout_sec),
+            heartbeat_timeout_seconds=int(heartbeat_sec),
+            shutdown_timeout_seconds=30,
+        )
+    except Exception as error:
+        raise HostError(f"the hosts did not meet within {timeout_sec:g} s (misc.host_timeout_sec): {error}") from error
+    state = distributed.global_state
+    return Hosts(state.process_id, state.num_processes, state.client, timeout_sec)

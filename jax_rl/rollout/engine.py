@@ -1,23 +1,31 @@
-"""Token ids in, token ids out: prefill once per prompt, then decode all samples of all prompts together.
+"""Token ids in, token ids out. The engine knows nothing of texts.
 
-The engine knows nothing of texts. Its programs are compiled once per bucket of (prompts, prompt length); a decode
-program ends as soon as every row has.
+Each prompt is run once, for all of its samples. Then all samples are decoded together, and the shapes follow what is
+left to do: when half of the rows have ended the others are gathered into half as many, and when the cache is full it
+grows. A decode program runs on the device until one of the two is due; only then does the host look. Every shape comes
+from a small set and is compiled once.
+
+What is sampled depends on none of this: see `sampling`.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Int, Key
 
-from jax_rl.models.cache import Cache
+from jax_rl.models.params import Params
 from jax_rl.models.registry import Model
-from jax_rl.rollout.sampling import SamplingParams, sample_tokens
+from jax_rl.rollout.decode import DecodePrograms, DecodeState
+from jax_rl.rollout.sampling import SamplingParams
+from jax_rl.rollout.shapes import ROOM, bucket, left_pad, next_smaller, round_up, row_bucket
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,26 +42,6 @@ class Generated:
         return self.tokens.shape[1] - self.mask.shape[1]
 
 
-class _DecodeState(NamedTuple):
-    step: Int[Array, ""]  # completion index of the token to be sampled next
-    logits: Float[Array, "B V"]
-    cache: Cache | None
-    prompt_lens: Int[Array, " B"]
-    done: Bool[Array, " B"]
-    seen: Bool[Array, "B V"] | None
-    tokens: Int[Array, "B T"]
-    mask: Bool[Array, "B T"]
-    logp: Float[Array, "B T"]
-
-
-def bucket(n: int, smallest: int = 16) -> int:
-    """The least of 16, 24, 32, 48, 64, 96, ... that holds n: few programs, at most a third of padding."""
-    size = smallest
-    while size < n:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
-
-
 class RolloutEngine:
     """Generates completions with one model's programs.
 
@@ -63,106 +51,130 @@ class RolloutEngine:
         eos_ids: every id that ends a completion.
         pad_id: fills rows that have ended.
         cache_dtype: of keys and values.
+        row_multiple: what the number of rows is always a multiple of, so that they divide over the devices.
     """
 
-    def __init__(self, model: Model, max_new_tokens: int, eos_ids: Sequence[int], pad_id: int, cache_dtype=jnp.float32):
-        self.model = model
+    def __init__(
+        self,
+        model: Model,
+        max_new_tokens: int,
+        eos_ids: Sequence[int],
+        pad_id: int,
+        cache_dtype: DTypeLike = jnp.float32,
+        row_multiple: int = 1,
+    ):
         self.max_new_tokens = max_new_tokens
         self.eos_ids = tuple(eos_ids)
         self.pad_id = pad_id
-        self.cache_dtype = cache_dtype
-        self._prefill = jax.jit(self._prefill_fn, static_argnames=("group_size", "track_seen"))
-        self._decode = jax.jit(self._decode_fn, static_argnames=("sampling",), donate_argnames=("state",))
+        self.row_multiple = row_multiple
+        programs = DecodePrograms(model, max_new_tokens, self.eos_ids, pad_id, cache_dtype)
+        self._prefill = jax.jit(programs.prefill, static_argnames=("slots", "sampling"))
+        self._decode = jax.jit(programs.decode, static_argnames="sampling", donate_argnames="state")
+        self._reshape = jax.jit(programs.reshape, static_argnames="slots")
+        self._announced: set[tuple] = set()
 
     def generate(
         self,
-        params,
+        params: Params,
         prompts: Sequence[Sequence[int]],
         keys: Key[Array, " B"],
         group_size: int,
         sampling: SamplingParams,
+        forced_lengths: Int[np.ndarray, " B"] | None = None,
     ) -> Generated:
-        """`group_size` completions of each prompt; `keys` from `sampling.sample_keys`, one per completion."""
-        longest = max(len(p) for p in prompts)
-        tokens, positions = left_pad(prompts, bucket(longest), self.pad_id)
-        track_seen = sampling.repetition_penalty != 1.0
-        state = self._prefill(params, tokens, positions, group_size=group_size, track_seen=track_seen)
-        state = self._decode(params, state, keys, sampling=sampling)
-        completion, mask, logp = jax.device_get((state.tokens, state.mask, state.logp))
-        prompt_lens = np.repeat([len(p) for p in prompts], group_size)
-        completion_positions = np.where(mask, prompt_lens[:, None] + np.arange(self.max_new_tokens), -1)
-        return Generated(
-            tokens=np.concatenate([np.repeat(tokens, group_size, axis=0), completion], axis=1),
-            positions=np.concatenate([np.repeat(positions, group_size, axis=0), completion_positions], axis=1).astype(
-                np.int32
-            ),
-            mask=mask,
-            logp=logp,
-        )
+        """`group_size` completions of each prompt; `keys` from `sampling.sample_keys`, one per completion.
 
-    def _prefill_fn(self, params, tokens, positions, *, group_size: int, track_seen: bool) -> _DecodeState:
-        prompts, prompt_len = tokens.shape
-        cache = self.model.init_cache(prompts, prompt_len + self.max_new_tokens, self.cache_dtype)
-        hidden, filled = self.model.forward(params, tokens, positions, cache=cache)
-        assert filled is not None  # a cache was handed in
-        logits = self.model.logits(params, hidden[:, -1:])[:, 0]
-        expand = partial(jnp.repeat, repeats=group_size, axis=0)
-        cache = self.model.map_cache_rows(filled, lambda a, axis: jnp.repeat(a, group_size, axis=axis))
-        rows, shape = prompts * group_size, (prompts * group_size, self.max_new_tokens)
-        seen = None
-        if track_seen:
-            real = positions >= 0
-            seen = jnp.zeros((prompts, logits.shape[-1]), bool).at[jnp.arange(prompts)[:, None], tokens].max(real)
-            seen = expand(seen)
-        return _DecodeState(
-            step=jnp.int32(0),
-            logits=expand(logits),
-            cache=cache,
-            prompt_lens=expand(positions.max(axis=1) + 1),
-            done=jnp.zeros(rows, bool),
-            seen=seen,
-            tokens=jnp.full(shape, self.pad_id, jnp.int32),
-            mask=jnp.zeros(shape, bool),
-            logp=jnp.zeros(shape, jnp.float32),
-        )
-
-    def _decode_fn(self, params, state: _DecodeState, keys, *, sampling: SamplingParams) -> _DecodeState:
-        rows = jnp.arange(state.done.shape[0])
-
-        def emit(state: _DecodeState) -> _DecodeState:
-            """Samples the token of `step` from the logits at hand."""
-            token = sample_tokens(state.logits, state.seen, keys, state.step, sampling)
-            token = jnp.where(state.done, self.pad_id, token)
-            logp = jax.nn.log_softmax(state.logits, axis=-1)[rows, token]
-            return state._replace(
-                step=state.step + 1,
-                tokens=state.tokens.at[:, state.step].set(token),
-                mask=state.mask.at[:, state.step].set(~state.done),
-                logp=state.logp.at[:, state.step].set(jnp.where(state.done, 0.0, logp)),
-                done=state.done | jnp.isin(token, jnp.asarray(self.eos_ids)),
-                seen=None if state.seen is None else state.seen.at[rows, token].set(True),
+        forced_lengths: for benchmarks, which need equal work from unlike systems: a completion samples no end id before
+            its last token and has the first of `eos_ids` there, whatever the policy says. From 1 to T.
+        """
+        wanted = len(prompts) * group_size
+        width = bucket(max(map(len, prompts)))
+        tokens, positions = left_pad(prompts, width, self.pad_id)
+        ids = np.arange(round_up(wanted, self.row_multiple))  # which completion each row of the state makes
+        state = self._start(params, tokens, positions, keys, ids, forced_lengths, sampling)
+        completions = np.full((len(ids), self.max_new_tokens), self.pad_id, np.int32)
+        logp = np.zeros(completions.shape, np.float32)
+        lengths = np.zeros(len(ids), np.int32)
+        while True:
+            step, done, lengths[ids], completions[ids], logp[ids] = jax.device_get(
+                (state.step, state.done, state.lengths, state.tokens, state.logp)
             )
+            if done.all() or step == self.max_new_tokens:
+                break
+            state, ids = self._fit(state, ids, done, width, int(step))
+            state = self._run(params, state, width, sampling)
+        of_row = np.repeat(np.arange(len(prompts)), group_size)
+        mask = np.arange(self.max_new_tokens) < lengths[:wanted, None]
+        first = np.array([len(p) for p in prompts])[of_row, None]
+        after = np.where(mask, first + np.arange(self.max_new_tokens), -1)
+        return Generated(
+            tokens=np.concatenate([tokens[of_row], completions[:wanted]], axis=1),
+            positions=np.concatenate([positions[of_row], after], axis=1).astype(np.int32),
+            mask=mask,
+            logp=logp[:wanted],
+        )
 
-        def advance(state: _DecodeState) -> _DecodeState:
-            """Feeds the last token, then samples the next."""
-            token = state.tokens[:, state.step - 1]
-            position = state.prompt_lens + state.step - 1
-            hidden, cache = self.model.forward(params, token[:, None], position[:, None], cache=state.cache)
-            return emit(state._replace(cache=cache, logits=self.model.logits(params, hidden)[:, 0]))
+    def _start(
+        self,
+        params: Params,
+        tokens: Int[np.ndarray, "N P"],
+        positions: Int[np.ndarray, "N P"],
+        keys: Key[Array, " B"],
+        ids: Int[np.ndarray, " R"],
+        forced_lengths: Int[np.ndarray, " B"] | None,
+        sampling: SamplingParams,
+    ) -> DecodeState:
+        """All rows with their first token. Rows past the B completions fill up the shape: they have ended."""
+        wanted = len(keys)
+        last = np.minimum(ids, wanted - 1)
+        fill = [(0, round_up(len(tokens), self.row_multiple) - len(tokens)), (0, 0)]
+        if forced_lengths is not None:
+            if not self.eos_ids or min(forced_lengths) < 1 or max(forced_lengths) > self.max_new_tokens:
+                raise ValueError(f"forced_lengths need an end id and lie between 1 and {self.max_new_tokens}")
+            forced_lengths = np.asarray(forced_lengths, np.int32)[last]
+        slots = self._slots(tokens.shape[1], 0)
+        self._announce("prefill", prompts=len(tokens), length=tokens.shape[1], rows=len(ids), sampling=sampling)
+        return self._prefill(
+            params,
+            np.pad(tokens, fill, mode="edge"),
+            np.pad(positions, fill, mode="edge"),
+            last // (wanted // len(tokens)),
+            keys[last],
+            ids >= wanted,
+            forced_lengths,
+            slots=slots,
+            sampling=sampling,
+        )
 
-        def unfinished(state: _DecodeState):
-            return (state.step < self.max_new_tokens) & ~jnp.all(state.done)
+    def _fit(
+        self, state: DecodeState, ids: Int[np.ndarray, " R"], done: Bool[np.ndarray, " R"], width: int, step: int
+    ) -> tuple[DecodeState, Int[np.ndarray, " kept"]]:
+        """The state in the smallest shapes that hold its live rows and the next token, and the ids of its rows."""
+        before = (len(ids), state.cache.slots)
+        live = np.flatnonzero(~done)
+        rows = min(row_bucket(len(live), self.row_multiple), len(ids))
+        slots = self._slots(width, step) if width + step > state.cache.slots else state.cache.slots
+        if (rows, slots) == before:
+            return state, ids
+        kept = np.concatenate([live, np.flatnonzero(done)])[:rows]
+        self._announce("reshape", rows=f"{before[0]} to {rows}", slots=f"{before[1]} to {slots}")
+        return self._reshape(state, kept, slots=slots), ids[kept]
 
-        return lax.while_loop(unfinished, advance, emit(state))
+    def _run(self, params: Params, state: DecodeState, width: int, sampling: SamplingParams) -> DecodeState:
+        """Decodes until `_fit` has something to do or everything has ended."""
+        rows, slots = state.done.shape[0], state.cache.slots
+        last_step = min(self.max_new_tokens, slots - width + 1)
+        self._announce("decode", rows=rows, slots=slots, sampling=sampling)
+        return self._decode(
+            params, state, np.int32(last_step), np.int32(next_smaller(rows, self.row_multiple)), sampling=sampling
+        )
 
+    def _slots(self, width: int, step: int) -> int:
+        """Slots for the prompt and the next tokens: ROOM more at least, but none past the longest completion."""
+        return bucket(width + min(step + ROOM, self.max_new_tokens) - 1)
 
-def left_pad(prompts: Sequence[Sequence[int]], width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts as tokens [N, width] and positions [N, width], the last token of each in the last column."""
-    tokens = np.full((len(prompts), width), pad_id, np.int32)
-    positions = np.full((len(prompts), width), -1, np.int32)
-    for row, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f"prompt {row} has no tokens: a prompt needs at least its BOS")
-        tokens[row, width - len(prompt) :] = prompt
-        positions[row, width - len(prompt) :] = np.arange(len(prompt))
-    return tokens, positions
+    def _announce(self, program: str, **shape: Any) -> None:
+        """Logs each program once, when it is about to be compiled."""
+        if (program, *shape.values()) not in self._announced:
+            self._announced.add((program, *shape.values()))
+            log.info("rollout: compiling %s (%s)", program, ", ".join(f"{k} {v}" for k, v in shape.items()))

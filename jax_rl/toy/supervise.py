@@ -17,7 +17,7 @@ from jax_rl.data.examples import Example
 from jax_rl.data.prompts import encode_prompts
 from jax_rl.learning.logprobs import forward_logprobs
 from jax_rl.models.registry import Model
-from jax_rl.rollout.engine import bucket, left_pad
+from jax_rl.rollout.shapes import bucket, left_pad
 from jax_rl.tokens.tokenizer import Tokenizer
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # tokens [B, P+T], positions [B, P+T], mask [B, T]

@@ -7,31 +7,25 @@ import pytest
 
 from jax_rl.learning.logprobs import forward_logprobs
 from jax_rl.models.registry import model_from_config
-from jax_rl.rollout.engine import RolloutEngine, bucket
+from jax_rl.rollout import engine as engine_module
+from jax_rl.rollout.engine import RolloutEngine
 from jax_rl.rollout.sampling import SamplingParams, sample_keys
+from jax_rl.rollout.shapes import bucket, next_smaller, row_bucket
+from tests.unit.rollout.plain import generate_plainly
 
-VOCAB, EOS, PAD, LENGTH = 64, (1, 5), 0, 24
+VOCAB, EOS, PAD, LENGTH = 64, (1, 5), 0, 40
 PROMPTS = [[2, 9, 30, 31], [2, 8, 40], [2, *range(20, 40)]]
 SAMPLING = SamplingParams(temperature=0.9, top_k=20, top_p=0.95)
 
 
+SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.25}
+
+
 @pytest.fixture(scope="module")
 def model():
-    return model_from_config(
-        {
-            "model_type": "gemma3_text",
-            "vocab_size": VOCAB,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 7,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "query_pre_attn_scalar": 8,
-            "sliding_window": 8,
-            "initializer_range": 0.25,
-        }
-    )
+    gemma = {"model_type": "gemma3_text", "num_hidden_layers": 7, "query_pre_attn_scalar": 8, "sliding_window": 8}
+    return model_from_config(SIZES | gemma)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +45,88 @@ def generate(engine, params, prompts=PROMPTS, ids=(0, 1, 2), group_size=4, sampl
 
 def completions(generated):
     return [row[mask].tolist() for row, mask in zip(generated.tokens[:, generated.prompt_len :], generated.mask)]
+
+
+def assert_equal_to_plain(generated, model, params, group_size=4, sampling=SAMPLING, **more):
+    keys = sample_keys(5, 1, np.arange(3), group_size)
+    more = {"length": LENGTH, "eos_ids": EOS} | more
+    tokens, logprobs = generate_plainly(model, params, PROMPTS, keys, group_size, sampling, **more)
+    assert completions(generated) == tokens
+    for row, expected in enumerate(logprobs):
+        np.testing.assert_allclose(generated.logp[row, : len(expected)], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("row_multiple", "room"), [(1, 32), (3, 1)])
+def test_same_completions_as_the_plain_loop_whatever_the_shapes(model, params, monkeypatch, row_multiple, room):
+    monkeypatch.setattr(engine_module, "ROOM", room)
+    engine = RolloutEngine(model, LENGTH, EOS, PAD, row_multiple=row_multiple)
+    assert_equal_to_plain(generate(engine, params), model, params)
+
+
+@pytest.mark.parametrize("group_size", [1, 7])
+def test_same_completions_as_the_plain_loop_whatever_the_group_size(engine, model, params, group_size):
+    assert_equal_to_plain(generate(engine, params, group_size=group_size), model, params, group_size=group_size)
+
+
+def test_same_completions_as_the_plain_loop_with_a_repetition_penalty(engine, model, params):
+    sampling = SamplingParams(temperature=0.9, top_k=20, top_p=0.95, repetition_penalty=1.4)
+    assert_equal_to_plain(generate(engine, params, sampling=sampling), model, params, sampling=sampling)
+
+
+def test_same_completions_as_the_plain_loop_with_recurrent_layers():
+    delta = {f"linear_{kind}_head_dim": 8 for kind in ("key", "value")}
+    delta |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    model = model_from_config(SIZES | delta | {"model_type": "qwen3_5_text", "num_hidden_layers": 9})
+    params = model.init(jax.random.key(0), jnp.float32)
+    generated = generate(RolloutEngine(model, LENGTH, EOS, PAD, row_multiple=3), params)
+    assert_equal_to_plain(generated, model, params)
+
+
+def test_forced_lengths_are_the_lengths_and_end_with_the_end_id(engine, model, params):
+    forced = np.array([1, 2, 3, 40, 39, 17, 1, 8, 8, 8, 24, 5])
+    keys = sample_keys(5, 1, np.arange(3), 4)
+    generated = engine.generate(params, PROMPTS, keys, 4, SAMPLING, forced_lengths=forced)
+    assert [len(ids) for ids in completions(generated)] == forced.tolist()
+    assert_equal_to_plain(generated, model, params, forced_lengths=forced)
+    with pytest.raises(ValueError, match="between 1 and 40"):
+        engine.generate(params, PROMPTS, keys, 4, SAMPLING, forced_lengths=forced + 1)
+
+
+def test_all_ended_at_once(model, params):
+    """Every token ends a completion here: nothing is decoded, the first token comes from the prompt alone."""
+    everything = tuple(range(VOCAB))
+    engine = RolloutEngine(model, LENGTH, everything, PAD)
+    engine._decode = None
+    generated = generate(engine, params)
+    assert generated.mask.sum(axis=1).tolist() == [1] * 12
+    assert_equal_to_plain(generated, model, params, eos_ids=everything)
+
+
+@pytest.mark.parametrize("length", [1, 33])
+def test_completions_of_the_longest_length(model, params, length):
+    generated = generate(RolloutEngine(model, length, (), PAD), params)
+    assert generated.mask.all()
+    assert_equal_to_plain(generated, model, params, length=length, eos_ids=())
+
+
+def test_rows_that_ended_cost_nothing(model, params, caplog):
+    """One long completion among eleven short ones: most steps run on one row alone."""
+    engine = RolloutEngine(model, LENGTH, EOS, PAD)
+    ran = []
+    decode = engine._decode
+
+    def spy(params, state, *args, **kwargs):
+        before = int(state.step)
+        state = decode(params, state, *args, **kwargs)
+        ran.append((state.done.shape[0], int(state.step) - before))
+        return state
+
+    engine._decode = spy
+    forced = np.array([3] * 6 + [LENGTH] + [6] * 5)
+    with caplog.at_level("INFO"):
+        engine.generate(params, PROMPTS, sample_keys(5, 1, np.arange(3), 4), 4, SAMPLING, forced_lengths=forced)
+    assert ran == [(12, 2), (8, 3), (1, 34)]
+    assert sum("compiling decode" in line for line in caplog.messages) == 3
 
 
 def test_sampler_logprobs_equal_the_trainers(engine, model, params):
@@ -73,7 +149,7 @@ def test_a_completion_ends_with_the_first_end_id_and_keeps_it(engine, params):
         else:
             assert len(ids) == LENGTH
     assert {ids[-1] for ids in completions(generated)} >= set(EOS), "both end ids should occur in this test"
-    assert 0 < ended < 48
+    assert 0 < ended < 48, "some should end, some not"
     assert np.all(generated.tokens[:, generated.prompt_len :][~generated.mask] == PAD)
     assert np.all(generated.logp[~generated.mask] == 0)
 
@@ -106,25 +182,17 @@ def test_greedy_equals_the_argmax_of_full_forwards(engine, model, params):
         assert best[len(prompt) - 1 : len(text) - 1].tolist() == ids
 
 
-def test_decoding_stops_when_every_row_has_ended(model, params):
-    """Every token ends a completion here, so the loop must never feed one back: the cache keeps only the prompt."""
-    engine = RolloutEngine(model, LENGTH, tuple(range(VOCAB)), PAD)
-    state = engine._prefill(params, *_padded(PROMPTS), group_size=1, track_seen=False)
-    written = int(state.cache.length)
-    state = engine._decode(params, state, sample_keys(0, 0, np.arange(3), 1), sampling=SAMPLING)
-    assert int(state.step) == 1 and int(state.cache.length) == written
-    assert np.asarray(state.mask).sum(axis=1).tolist() == [1, 1, 1]
-
-
-def _padded(prompts):
-    from jax_rl.rollout.engine import left_pad
-
-    return left_pad(prompts, bucket(max(map(len, prompts))), PAD)
-
-
 def test_an_empty_prompt_is_refused(engine, params):
     with pytest.raises(ValueError, match="prompt 1 has no tokens"):
         generate(engine, params, [[2, 3], []], ids=[0, 1])
+
+
+@pytest.mark.parametrize("multiple", [1, 3, 8])
+def test_row_buckets_hold_what_they_must(multiple):
+    for live in range(1, 200):
+        rows = row_bucket(live, multiple)
+        assert rows % multiple == 0 and live <= rows < 2 * live + multiple
+        assert next_smaller(rows, multiple) < live, "a smaller bucket would have done"
 
 
 def test_buckets_hold_what_they_must_with_at_most_half_again():

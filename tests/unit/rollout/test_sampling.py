@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jax_rl.models.cache import Cache, empty_cache, grow_cache
 from jax_rl.rollout.engine import RolloutEngine
 from jax_rl.rollout.sampling import SamplingParams, sample_keys
 
@@ -20,10 +21,11 @@ def bigram_model():
     """A model with the engine's interface whose logits depend on the last token alone."""
     table = jnp.asarray(TABLE, jnp.float32)
     return SimpleNamespace(
-        init_cache=lambda batch, slots, dtype: jnp.zeros((batch, slots)),
+        init_cache=lambda batch, slots, dtype: empty_cache({}, batch, slots),
         forward=lambda params, tokens, positions, cache=None: (table[tokens], cache),
         logits=lambda params, hidden: hidden,
-        map_cache_rows=lambda cache, fn: fn(cache, 0),
+        map_cache_rows=lambda cache, fn: Cache({}, fn(cache.positions, 0), cache.length),
+        grow_cache=grow_cache,
     )
 
 

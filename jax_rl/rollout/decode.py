@@ -1,0 +1,147 @@
+"""The engine's programs: prefill, decode until the shapes should change, change the shapes. No host in between.
+
+R rows, one completion each; T = max_new_tokens. All rows of a state have sampled equally many tokens, so they write the
+same slot of the cache at each step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jax_rl.models.cache import Cache
+from jax_rl.models.params import Params
+from jax_rl.models.registry import Model
+from jax_rl.rollout.sampling import SamplingParams, sample_tokens
+
+
+class DecodeState(NamedTuple):
+    """Everything between two steps; donated to the program that makes the next ones."""
+
+    step: Int[Array, ""]  # tokens that every live row has sampled
+    cache: Cache
+    keys: Key[Array, " R"]
+    prompt_lens: Int[Array, " R"]
+    lengths: Int[Array, " R"]  # tokens sampled, the end token included
+    done: Bool[Array, " R"]
+    seen: Bool[Array, "R V"] | None  # tokens of prompt and completion, for the repetition penalty
+    forced_lengths: Int[Array, " R"] | None
+    tokens: Int[Array, "R T"]
+    logp: Float[Array, "R T"]  # of the untempered policy
+
+
+@dataclass(frozen=True)
+class DecodePrograms:
+    """Pure functions, to be jitted.
+
+    Attributes:
+        eos_ids: every id that ends a completion; the first is the one that forced lengths end with.
+        pad_id: what rows that have ended hold.
+    """
+
+    model: Model
+    max_new_tokens: int
+    eos_ids: Sequence[int]
+    pad_id: int
+    cache_dtype: DTypeLike
+
+    def prefill(
+        self,
+        params: Params,
+        tokens: Int[Array, "N P"],
+        positions: Int[Array, "N P"],
+        prompt_of_row: Int[Array, " R"],
+        keys: Key[Array, " R"],
+        done: Bool[Array, " R"],
+        forced_lengths: Int[Array, " R"] | None,
+        *,
+        slots: int,
+        sampling: SamplingParams,
+    ) -> DecodeState:
+        """Runs each prompt once, hands its cache to all of its rows and samples their first tokens."""
+        cache = self.model.init_cache(tokens.shape[0], tokens.shape[1], self.cache_dtype)
+        hidden, filled = self.model.forward(params, tokens, positions, cache=cache)
+        assert filled is not None  # a cache was handed in
+        logits = self.model.logits(params, hidden[:, -1:])[:, 0]
+        seen = None
+        if sampling.repetition_penalty != 1.0:
+            prompt = jnp.arange(tokens.shape[0])[:, None]
+            seen = jnp.zeros(logits.shape, bool).at[prompt, tokens].max(positions >= 0)
+
+        def share(array: Array, axis: int = 0) -> Array:
+            return jnp.take(array, prompt_of_row, axis=axis)
+
+        shape = (prompt_of_row.shape[0], self.max_new_tokens)
+        state = DecodeState(
+            step=jnp.int32(0),
+            cache=self.model.grow_cache(self.model.map_cache_rows(filled, share), slots),
+            keys=keys,
+            prompt_lens=share(positions.max(axis=1) + 1),
+            lengths=jnp.zeros(shape[0], jnp.int32),
+            done=done,
+            seen=None if seen is None else share(seen),
+            forced_lengths=forced_lengths,
+            tokens=jnp.full(shape, self.pad_id, jnp.int32),
+            logp=jnp.zeros(shape, jnp.float32),
+        )
+        return self._emit(state, share(logits), sampling)
+
+    def decode(
+        self,
+        params: Params,
+        state: DecodeState,
+        last_step: Int[Array, ""],
+        enough: Int[Array, ""],
+        *,
+        sampling: SamplingParams,
+    ) -> DecodeState:
+        """Samples until the rows have `last_step` tokens, or no more than `enough` of them have not ended."""
+
+        def advance(state: DecodeState) -> DecodeState:
+            token = lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
+            position = (state.prompt_lens + state.step - 1)[:, None]
+            hidden, cache = self.model.forward(params, token, position, cache=state.cache)
+            assert cache is not None  # one was handed in
+            return self._emit(state._replace(cache=cache), self.model.logits(params, hidden)[:, 0], sampling)
+
+        def go_on(state: DecodeState) -> Array:
+            return (state.step < last_step) & (jnp.sum(~state.done) > enough)
+
+        return lax.while_loop(go_on, advance, state)
+
+    def reshape(self, state: DecodeState, rows: Int[Array, " kept"], *, slots: int) -> DecodeState:
+        """The state of `rows` alone, with a cache of `slots` slots."""
+
+        def take(array: Array, axis: int = 0) -> Array:
+            return jnp.take(array, rows, axis=axis)
+
+        per_row = {name: value for name, value in state._asdict().items() if name not in ("step", "cache")}
+        cache = self.model.grow_cache(self.model.map_cache_rows(state.cache, take), slots)
+        return DecodeState(step=state.step, cache=cache, **jax.tree.map(take, per_row))
+
+    def _emit(self, state: DecodeState, logits: Float[Array, "R V"], sampling: SamplingParams) -> DecodeState:
+        """Samples the token of `step` from its logits; rows that have ended get the pad id."""
+        ends, step = jnp.asarray(self.eos_ids, jnp.int32), state.step
+        allowed = logits
+        if state.forced_lengths is not None:
+            is_end = jnp.zeros(logits.shape[1], bool).at[ends].set(True)
+            allowed = jnp.where(is_end, -jnp.inf, logits)
+        token = sample_tokens(allowed, state.seen, state.keys, step, sampling)
+        if state.forced_lengths is not None:
+            token = jnp.where(step + 1 == state.forced_lengths, ends[0], token)
+        token = jnp.where(state.done, self.pad_id, token)
+        rows = jnp.arange(token.shape[0])
+        logp = logits[rows, token] - jax.nn.logsumexp(logits, axis=-1)
+        return state._replace(
+            step=step + 1,
+            lengths=state.lengths + ~state.done,
+            done=state.done | jnp.isin(token, ends),
+            seen=None if state.seen is None else state.seen.at[rows, token].set(True),
+            tokens=state.tokens.at[:, step].set(token),
+            logp=state.logp.at[:, step].set(jnp.where(state.done, 0.0, logp)),
+        )

@@ -21,8 +21,8 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def check_values(cfg: Config) -> list[Problem]:
     """Everything that is wrong with a config apart from missing files (`paths.find_missing`)."""
     inputs = (_sources, _template, _rewards, _judge)
-    places = (_device_names, _device_ids, _prefixes, _reward_devices, _lora, _reference, _variables, _log_names)
-    return [problem for rule in inputs + places for problem in rule(cfg)]
+    places = (_device_names, _device_ids, _meshes, _prefixes, _reward_devices, _lora, _reference)
+    return [problem for rule in (*inputs, *places, _variables, _log_names) for problem in rule(cfg)]
 
 
 def explain_doubts(cfg: Config) -> list[str]:
@@ -36,11 +36,6 @@ def explain_doubts(cfg: Config) -> list[str]:
         notices.append(f"reward.severity_weights: {', '.join(others)} never occurs; there are MINOR, MAJOR, CRITICAL")
     if resolve_reference(cfg) == "lora_base" and (cfg.model.reference_gpu_ids or cfg.model.reference_device):
         notices.append("model.reference: the base weights under LoRA; its devices stay empty (separate would use them)")
-    taken = _accelerators(cfg)
-    for name in ("metricx", "xcomet"):
-        metric = getattr(cfg.reward, name)
-        if metric.enabled and metric.device == "cuda" and 0 in taken and not metric.command_prefix:
-            notices.append(f"reward.{name}.device: cuda is cuda:0, which model.*_gpu_ids take too; name a free one")
     return notices
 
 
@@ -201,6 +196,18 @@ def _prefixes(cfg: Config) -> Iterator[Problem]:
         if metric.worker_folder and not metric.command_prefix:
             key = (f"reward.{name}.worker_folder",)
             yield Problem(key, f"is for a worker behind reward.{name}.command_prefix, which is not set")
+
+
+def _meshes(cfg: Config) -> Iterator[Problem]:
+    for name in ("mesh", "rollout_mesh"):
+        mesh = getattr(cfg.model, name)
+        open_sizes = [axis for axis in ("data", "fsdp", "tensor") if getattr(mesh, axis) == -1]
+        if len(open_sizes) > 1:
+            text = f"{' and '.join(open_sizes)} are -1, what is left; only one of them can be"
+            yield Problem(tuple(f"model.{name}.{axis}" for axis in open_sizes), text)
+        for axis in ("data", "fsdp") if name == "rollout_mesh" else ("data", "fsdp", "tensor"):
+            if getattr(mesh, axis) == 0:
+                yield Problem((f"model.{name}.{axis}",), "0 is out of range; it must be >= 1, or -1 for what is left")
 
 
 def _reward_devices(cfg: Config) -> Iterator[Problem]:

@@ -43,6 +43,7 @@ PositiveShare = Annotated[float, Range(0, 1, above=True)]  # 1 included
 OpenShare = Annotated[float, Range(0, 1, above=True, below=True)]
 PositiveInt = Annotated[int, Range(1)]
 NonNegativeInt = Annotated[int, Range(0)]
+AxisSize = Annotated[int, Range(-1)]  # 0 is refused by checks.py
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 
 Secret = Annotated[str | None, Role.SECRET]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jax_rl.config.kinds import (
+    AxisSize,
     HubName,
     InputFile,
     InputFolder,
@@ -35,13 +36,29 @@ class LoRAConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    data: AxisSize = 1  # copies of the weights; -1 = what the other axes leave of the devices
+    fsdp: AxisSize = -1  # parts that each weight is cut into and gathered from; rows lie along data and fsdp
+    tensor: AxisSize = 1  # parts of heads and MLP columns; must divide the heads
+
+
+@dataclass(frozen=True)
+class RolloutMeshConfig:
+    data: AxisSize = -1
+    fsdp: AxisSize = 1
+    tensor: NonNegativeInt = 0  # 0 = as far as the key/value heads divide inside a host
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     policy_name_or_path: HubName | None = None  # Hugging Face folder or hub name of the supervised starting point
     reference_name_or_path: HubName | None = None  # frozen KL reference; null = the policy's starting point
     tokenizer_name_or_path: HubName | None = None  # null = the policy's folder
     trust_remote_code: bool = False  # accepted for old files; no remote code is ever run
-    policy_gpu_ids: tuple[NonNegativeInt, ...] = ()  # local device ids of the policy; empty = the first free one
+    policy_gpu_ids: tuple[NonNegativeInt, ...] = ()  # local device ids of the policy; empty = the first free GPU (CPU, TPU: all)
     reference_gpu_ids: tuple[NonNegativeInt, ...] = ()  # local device ids of the reference; empty = the policy's
+    mesh: MeshConfig = field(default_factory=MeshConfig)  # of the policy's devices
+    rollout_mesh: RolloutMeshConfig = field(default_factory=RolloutMeshConfig)  # the same devices, for generation
     reference_device: str | None = None  # old spelling of one reference device, e.g. cuda:6 or cpu
     # where the reference is: on devices of its own, on the policy's, or the base weights under LoRA
     reference: Literal["auto", "separate", "policy_mesh", "lora_base"] = "auto"
@@ -114,7 +131,7 @@ class MetricXConfig:
     tokenizer_name: HubName = "google/mt5-xl"  # hub name or folder with spiece.model
     use_reference: bool = False  # add the reference translation to the input
     batch_size: PositiveInt = 4  # sequences in one forward pass
-    device: str = "cuda"  # cuda, cuda:N or cpu
+    device: str = "cuda"  # cuda (= the next free GPU), cuda:N or cpu
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     max_input_length: PositiveInt = 2048  # tokens
     overflow_policy: Literal["truncate", "skip"] = "truncate"  # too long: shorten the source, or score Missing
@@ -252,6 +269,7 @@ class LoggingConfig:
 class MiscConfig:
     seed: Seed = 42
     device: str = "auto"  # auto, cpu, cuda, cuda:N or tpu
+    cpu_devices: NonNegativeInt = 0  # simulated CPU devices, to try a mesh without accelerators; 0 = one
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the policy's and reference's weights
     huggingface_cache_dir: OutputFolder | None = None
     huggingface_token: Secret = field(default=None, repr=False)  # never written; the variable below is the better place

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Sharding
 from jaxtyping import Array, BFloat16, Float32, Int16, Int32
 
 from jax_rl.config.schema import RLConfig
@@ -68,13 +69,45 @@ def make_optimizer(rl: RLConfig) -> Optimizer:
     return Optimizer(optax.chain(clip, optax.adamw(rl.lr, weight_decay=rl.weight_decay, mask=_decay_mask)))
 
 
-def init_train_state(params: Params, optimizer: Optimizer) -> TrainState:
-    """A state at step 0. It takes the weights over: the update step donates them, so nobody else may hold them."""
+def init_train_state(params: Params, optimizer: Optimizer, shardings: TrainState | None = None) -> TrainState:
+    """A state at step 0. It takes the weights over: the update step donates them, so nobody else may hold them.
+
+    shardings: of the state, from `abstract_train_state`; None: all on the weights' one device.
+    """
     unknown = {str(p.dtype) for p in jax.tree.leaves(params)} - {"float32", "bfloat16"}
     if unknown:
         raise TypeError(f"weights are {', '.join(sorted(unknown))}: only float32 and bfloat16 can be trained")
-    counters = (jnp.zeros((), jnp.int32) for _ in range(3))  # three buffers: one cannot be donated twice
-    return TrainState(params, optimizer.init(params), *counters)
+
+    def rest(params: Params) -> tuple[Any, ...]:
+        return optimizer.init(params), *(jnp.zeros((), jnp.int32) for _ in range(3))
+
+    places = None if shardings is None else (shardings.opt_state, *[shardings.step] * 3)
+    opt_state, *counters = jax.jit(rest, out_shardings=places)(params)
+    return TrainState(params, opt_state, *counters)
+
+
+def abstract_train_state(params: Params, optimizer: Optimizer, elsewhere: Sharding) -> TrainState:
+    """The state of step 0 as shapes with shardings, for `restore` and for compiling: nothing is allocated.
+
+    params: `jax.ShapeDtypeStruct`s with shardings, which moments and low bits share. elsewhere: of the counters.
+    """
+
+    def like(leaf: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    state = jax.eval_shape(optimizer.init, params)
+    moments = optax.tree.map_params(
+        optimizer.transform,
+        lambda leaf, param: like(leaf, param.sharding),
+        state.optax,
+        params,
+        transform_non_params=lambda leaf: like(leaf, elsewhere),
+    )
+    low_bits = jax.tree.map(
+        lambda param, leaf: None if leaf is None else like(leaf, param.sharding), params, state.low_bits
+    )
+    counters = [jax.ShapeDtypeStruct((), jnp.int32, sharding=elsewhere) for _ in range(3)]
+    return TrainState(params, OptimizerState(moments, low_bits), *counters)
 
 
 def _decay_mask(params: Params) -> Params:

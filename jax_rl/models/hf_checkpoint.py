@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from jax_rl.models.errors import ModelError
 from jax_rl.models.hf_folder import Layout, find_layout, group_by_layer, has_weights, list_tensors
 from jax_rl.models.lora import Adapted
-from jax_rl.models.params import Params, ParamSpec, ShardingFor, spec_leaves
+from jax_rl.models.params import Params, ParamSpec, ShardingFor, held_shape, real_part, spec_leaves
 from jax_rl.models.registry import Model, model_from_config, read_config
 from jax_rl.models.safetensors_file import FLOAT_TYPES, StoredTensor, TensorToWrite, write_files
 from jax_rl.models.whole_folder import whole_folder
@@ -120,17 +120,19 @@ def _mismatch(name: str, spec: ParamSpec, tensor: StoredTensor) -> list[str]:
 
 
 def _load_array(spec: ParamSpec, stored: list[StoredTensor], dtype: np.dtype, sharding: Sharding) -> jax.Array:
-    def read(index: Any) -> np.ndarray:  # a slice for each dimension
-        if not spec.stacked:
-            return np.array(stored[0].view()[index], dtype)
-        rows = stored[index[0]]
-        shape = [len(range(*part.indices(n))) for part, n in zip(index, spec.shape, strict=True)]
-        out = np.empty(shape, dtype)
-        for row, tensor in enumerate(rows):
-            out[row] = tensor.view()[index[1:]]
+    held = held_shape(spec.shape, sharding)
+
+    def read(index: Any) -> np.ndarray:  # a slice for each dimension of what is held
+        out = np.zeros([len(range(*part.indices(n))) for part, n in zip(index, held, strict=True)], dtype)
+        tensors = stored[index[0]] if spec.stacked else stored
+        inside = index[1:] if spec.stacked else index
+        for row, tensor in enumerate(tensors):
+            values = tensor.view()[inside]
+            target = out[row] if spec.stacked else out
+            target[tuple(slice(n) for n in values.shape)] = values
         return out
 
-    return jax.make_array_from_callback(spec.shape, sharding, read)
+    return jax.make_array_from_callback(held, sharding, read)
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def save_model(out: Path | str, model: Model, params: Params, source: Path | str
 def _leaf_of_array(spec: ParamSpec, held: jax.Array | Adapted) -> Leaf:
     def tensor(row: int) -> np.ndarray:
         one = held[row] if spec.stacked else held
-        return np.asarray(one.merged() if isinstance(one, Adapted) else one)
+        return np.asarray(one.merged() if isinstance(one, Adapted) else real_part(one, spec.tensor_shape))
 
     return Leaf(np.dtype(held.dtype), tensor)
 

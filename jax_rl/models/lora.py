@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float32
 
 from jax_rl.models.errors import ModelError
-from jax_rl.models.params import Params, ParamSpec, ShardingFor, Specs, init_params, spec_leaves
+from jax_rl.models.params import Params, ParamSpec, ShardingFor, Specs, init_params, real_part, spec_leaves
 
 ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the head
 
@@ -44,7 +44,7 @@ class Adapted:
     def merged(self) -> Float32[Array, "*layers out inner"]:
         """The one weight W + scale B A that computes the same."""
         delta = jnp.einsum("...or,...ri->...oi", self.b, self.a, precision="highest")
-        return self.weight.astype(jnp.float32) + jnp.asarray(self.scale)[..., None, None] * delta
+        return real_part(self.weight, delta.shape).astype(jnp.float32) + jnp.asarray(self.scale)[..., None, None] * delta
 
 
 def linear_names(specs: Specs) -> list[str]:

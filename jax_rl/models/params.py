@@ -6,13 +6,13 @@ tree of the same shape. Loading, export, sharding and the memory plan walk the s
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, Sharding
 from jax.typing import DTypeLike
 
 Params = dict[str, Any]  # nested dicts of arrays
@@ -85,9 +85,54 @@ def abstract_params(specs: Specs, dtype: DTypeLike, sharding_for: ShardingFor | 
 
     def leaf(spec: ParamSpec) -> jax.ShapeDtypeStruct:
         sharding = sharding_for(spec) if sharding_for else None
-        return jax.ShapeDtypeStruct(spec.shape, spec.dtype(dtype), sharding=sharding)
+        return jax.ShapeDtypeStruct(held_shape(spec.shape, sharding), spec.dtype(dtype), sharding=sharding)
 
     return jax.tree.map(leaf, specs)
+
+
+def held_shape(shape: tuple[int, ...], sharding: Sharding | None) -> tuple[int, ...]:
+    """The shape in which a parameter is held: each dimension as it is, or longer until its sharding divides it.
+
+    The rest is zeros, which nothing reads (`real_part`), so their gradients and moments are zeros too.
+    """
+    if not isinstance(sharding, NamedSharding):
+        return shape
+    held = list(shape)
+    for d, axes in enumerate(sharding.spec):
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        parts = math.prod(sharding.mesh.shape[name] for name in names)
+        held[d] = -(-shape[d] // parts) * parts
+    return tuple(held)
+
+
+def real_part(array: Any, shape: tuple[int, ...]) -> Any:
+    """The parameter without the zeros that it is held with; the array itself where there are none."""
+    return array if array.shape == shape else array[tuple(slice(n) for n in shape)]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Held:
+    """A stacked parameter with zeros at its end, on its way through the scan; `shape` is one layer's real one."""
+
+    array: Any
+    shape: tuple[int, ...] = field(metadata={"static": True})
+
+
+def read_held(spec: ParamSpec, array: Any) -> Any:
+    """The real part of a parameter; of a stack, `Held`: cut at once, all its layers would be copied."""
+    if array.shape == spec.shape:
+        return array
+    return Held(array, spec.tensor_shape) if spec.stacked else real_part(array, spec.shape)
+
+
+def read_layer(params: Any) -> Any:
+    """One layer's parameters, every `Held` replaced by its real part."""
+
+    def read(leaf: Any) -> Any:
+        return real_part(leaf.array, leaf.shape) if isinstance(leaf, Held) else leaf
+
+    return jax.tree.map(read, params, is_leaf=lambda leaf: isinstance(leaf, Held))
 
 
 def count_params(specs: Specs) -> int:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from jax_rl.models import gemma3, llama, qwen3_5
 from jax_rl.models.blocks import Place, keep, unembed
 from jax_rl.models.cache import Cache
 from jax_rl.models.errors import ModelError
-from jax_rl.models.params import Params, Specs, init_params
+from jax_rl.models.lora import Adapted
+from jax_rl.models.params import Params, ParamSpec, Specs, init_params, read_held
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,22 @@ class Model:
             remat: keep only each layer's input for the backward pass and compute the rest again.
         """
         return self.family.forward(
-            self.cfg, params, tokens, positions, cache=cache, segments=segments, remat=remat, place=self.place
+            self.cfg, self._read(params), tokens, positions, cache=cache, segments=segments, remat=remat, place=self.place
         )
 
     def unembed(self, params: Params) -> Float[Array, "V D"]:
         """The matrix whose rows score the vocabulary."""
-        return unembed(params)
+        return unembed(self._read(params))
+
+    def _read(self, params: Params) -> Params:
+        """Without the zeros that a mesh may hold parameters with."""
+
+        def read(spec: ParamSpec, leaf: Array | Adapted) -> Any:
+            if isinstance(leaf, Adapted):
+                return replace(leaf, weight=read_held(spec, leaf.weight))
+            return read_held(spec, leaf)
+
+        return jax.tree.map(read, self.specs, params)
 
     def logits(self, params: Params, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """In float32. For a few rows: [B, T, V] of a training batch must never exist."""

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jax_rl.models.cache import Cache
-from jax_rl.models.params import ParamSpec
+from jax_rl.models.params import ParamSpec, read_layer
 
 # (kind, parameters of one layer, hidden states, the cache of its place or None, its row in that cache: None in the
 # tail) -> (hidden states, cache)
@@ -98,7 +98,7 @@ def run_stack(
 
     def call(kind: str, scanned: bool) -> Callable:
         def bound(p: Any, x: Array, cache: Any, row: Array | None) -> tuple[Array, Any]:
-            return layer(kind, p, x, cache, row)
+            return layer(kind, read_layer(p), x, cache, row)
 
         # inside scan, forward and backward are separate loops that XLA cannot merge again
         return jax.checkpoint(bound, prevent_cse=not scanned) if remat else bound

@@ -1,4 +1,4 @@
-"""Which accelerators are whose: the policy's, the reference's, and what the user may have meant."""
+"""From the seats that were assigned to JAX's devices: the policy's and the reference's, on every host alike."""
 
 import re
 from collections.abc import Sequence
@@ -6,44 +6,47 @@ from dataclasses import dataclass
 
 import jax
 
-from jax_rl.errors import UserError
-
-
-class DeviceError(UserError):
-    """A device that is not there."""
+from jax_rl.config.schema import Config
+from jax_rl.parallel.seats import DeviceError, Seats
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Devices of the policy and of the frozen reference; the same ones when they share."""
+    """Devices of the policy and of the frozen reference, of all processes; the same ones when they share."""
 
     policy: tuple[jax.Device, ...]
     reference: tuple[jax.Device, ...]
 
 
-def place_models(
-    device: str, policy_ids: Sequence[int], reference_ids: Sequence[int], reference_device: str | None = None
-) -> Placement:
+def place_models(cfg: Config, seats: Seats) -> Placement:
     """Resolves `misc.device`, the two lists of local device ids, and `model.reference_device`.
 
-    Without ids the policy takes the first device that the reference leaves free, or the first; the reference shares the
-    policy's. `cuda:2` as `misc.device` means: count only that one.
+    Without ids: on GPUs what `seats` assigned; on CPUs and TPUs, which no metric takes, all that the reference leaves
+    free. The reference shares the policy's.
 
     Raises:
         DeviceError: the backend or an id is not there; the message lists what is.
     """
-    devices = local_devices(device)
-    if reference_device is not None:
-        reference = local_devices(reference_device, "model.reference_device")[:1]
+    model = cfg.model
+    here = local_devices(cfg.misc.device)
+    policy_ids, reference_ids = seats.policy or model.policy_gpu_ids, seats.reference or model.reference_gpu_ids
+    named = model.reference_device
+    if named is not None and not seats.reference:
+        reference = local_devices(named, "model.reference_device")[:1]
     else:
-        reference = _pick(devices, reference_ids, "model.reference_gpu_ids")
-    free = tuple(d for d in devices if d not in reference)
-    policy = _pick(devices, policy_ids, "model.policy_gpu_ids") or (free or devices)[:1]
-    return Placement(policy, reference or policy)
+        reference = _pick(here, reference_ids, seats, "model.reference_gpu_ids")
+    if policy_ids:
+        policy = _pick(here, policy_ids, seats, "model.policy_gpu_ids")
+    else:
+        policy = tuple(d for d in here if d not in reference) or here
+    return Placement(_on_all_hosts(policy, here), _on_all_hosts(reference, here) or _on_all_hosts(policy, here))
 
 
 def local_devices(device: str, key: str = "misc.device") -> tuple[jax.Device, ...]:
-    """Local devices of the backend that a key names: auto, cpu, cuda, cuda:N or tpu."""
+    """Local devices of the backend that a key names: auto, cpu, cuda, cuda:N or tpu.
+
+    `cuda:N` as `misc.device` says which GPU this process takes (`seats.assign`); all that it sees are meant here.
+    """
     match = re.fullmatch(r"(auto|cpu|cuda|gpu|tpu)(?::(\d+))?", device)
     if match is None:
         raise DeviceError(f"{key} is {device!r}; it must be auto, cpu, cuda, cuda:N or tpu")
@@ -52,18 +55,32 @@ def local_devices(device: str, key: str = "misc.device") -> tuple[jax.Device, ..
         devices = tuple(jax.local_devices() if name == "auto" else jax.local_devices(backend=name))
     except RuntimeError as error:
         raise DeviceError(f"{key} is {device!r}, but JAX finds only {_what_is_there()}") from error
-    if index is None:
+    if index is None or name in ("cuda", "gpu"):
         return devices
     if int(index) >= len(devices):
         raise DeviceError(f"{key} is {device!r}, but JAX finds only {_what_is_there()}")
     return (devices[int(index)],)
 
 
-def _pick(devices: tuple[jax.Device, ...], ids: Sequence[int], key: str) -> tuple[jax.Device, ...]:
-    missing = [i for i in ids if i >= len(devices)]
+def _pick(
+    devices: tuple[jax.Device, ...], ids: Sequence[int], seats: Seats, key: str
+) -> tuple[jax.Device, ...]:
+    hidden = seats.trainer and len(devices) == len(seats.trainer)  # JAX sees the trainer's GPUs alone, in this order
+    places = {i: seats.trainer.index(i) if hidden else i for i in ids}
+    missing = [i for i, place in places.items() if place >= len(devices)]
     if missing:
         raise DeviceError(f"{key} names {missing}, but there are {len(devices)} devices: {_what_is_there()}")
-    return tuple(devices[i] for i in ids)
+    return tuple(devices[place] for place in places.values())
+
+
+def _on_all_hosts(picked: tuple[jax.Device, ...], local: tuple[jax.Device, ...]) -> tuple[jax.Device, ...]:
+    """The devices at the same places of every process, process by process."""
+    if not picked or jax.process_count() == 1:
+        return picked
+    places = [local.index(device) for device in picked]
+    everywhere = jax.devices(picked[0].platform)
+    by_process = [[d for d in everywhere if d.process_index == p] for p in range(jax.process_count())]
+    return tuple(devices[place] for devices in by_process for place in places)
 
 
 def _what_is_there() -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_rl.config.schema import MetricXConfig, XCometConfig
+from jax_rl.parallel.seats import given_gpus
 from jax_rl.rewards.worker_process import WorkerCommand, WorkerFault, WorkerProcess
 from reward_workers import protocol
 from reward_workers.protocol import Message
@@ -179,8 +180,8 @@ def worker_command(kind: str, cfg: MetricXConfig | XCometConfig) -> WorkerComman
 
 
 def worker_environment(device: str) -> dict[str, str]:
-    """A clean environment. Of `device` (cpu, cuda, cuda:N) the worker sees none, all that we see, the Nth of those."""
-    return _inherited() | _WORKER_SETTINGS | _visible_devices(device, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    """A clean environment. Of `device` (cpu, cuda, cuda:N) the worker sees none, all that we were given, their Nth."""
+    return _inherited() | _WORKER_SETTINGS | _visible_devices(device, given_gpus())
 
 
 def prefix_environment() -> dict[str, str]:

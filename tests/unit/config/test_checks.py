@@ -67,6 +67,9 @@ def problem_of(folder: Path, *overrides: str) -> str:
         (["model.reference_gpu_ids=[1]", "model.reference_device=cpu"], ["drop one"]),
         (["model.policy_gpu_ids=[0, 1]", "reward.metricx.device=cuda:1"], ["metricx.device", "cuda:1", "[0, 1]"]),
         (["model.reference_gpu_ids=[2]", "reward.xcomet.device=cuda:2"], ["reward.xcomet.device", "cuda:2"]),
+        (["model.mesh={data: -1, fsdp: -1}"], ["model.mesh.data", "data and fsdp are -1", "only one"]),
+        (["model.mesh.tensor=0"], ["model.mesh.tensor", "it must be >= 1, or -1"]),
+        (["model.rollout_mesh.data=-2"], ["model.rollout_mesh.data", "-2", ">= -1"]),
         (["logging.jsonl_name=a/b.jsonl"], ["logging.jsonl_name", "output_dir"]),
         (["logging.jsonl_name=train_rollouts.jsonl"], ["logging.rollout_jsonl_name", "another"]),
         (["data.eval_file=none.jsonl"], ["data.eval_file", "configs/none.jsonl does not exist"]),
@@ -157,7 +160,6 @@ def test_a_bare_program_name_is_left_to_path(folder: Path) -> None:
     ("override", "words"),
     [
         ("reward.severity_weights={minor: -1}", ["no MINOR, MAJOR, CRITICAL", "minor never occurs"]),
-        ("model.policy_gpu_ids=[0]", ["reward.metricx.device: cuda is cuda:0"]),
         ("model.use_fast_tokenizer=false", ["model.use_fast_tokenizer", "always the fast one"]),
         ("model.trust_remote_code=true", ["model.trust_remote_code", "ever run"]),
     ],

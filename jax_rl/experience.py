@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from jax_rl.credit import Credit, assign_credit, to_translations
 from jax_rl.data.order import prompt_indices
 from jax_rl.figures import output_row, scoring_figures, update_figures
 from jax_rl.learning.advantages import Advantages, compute_advantages
-from jax_rl.learning.update import UpdateBatch, UpdatePrograms, batched_logprobs
+from jax_rl.learning.update import UpdateBatch, start_logprobs
 from jax_rl.models.params import Params
 from jax_rl.rewards.scoring import CompletionScores
 from jax_rl.rewards.types import Missing
@@ -63,18 +64,28 @@ class Experience:
 
 
 def collect_experience(
-    run: Run, trained: Params, programs: UpdatePrograms, update: int, clock: PhaseClock
+    run: Run, trained: Params, update: int, clock: PhaseClock
 ) -> Experience:
     """Samples the update's completions and scores them; scoring overlaps generation and reference logprobs.
+
+    So does a reference on devices of its own: it works on one part while the policy's devices generate the next.
 
     Raises:
         RunStopped: fewer than `reward.min_scored_fraction` of the completions have a score.
     """
     cfg = run.cfg
     indices = prompt_indices(len(run.train_prompts), cfg.misc.seed, update - 1, cfg.rl.batch_size)
+    reference = run.reference_policy(trained)
+
+    def start_reference(part: RolloutBatch) -> Callable[[], np.ndarray]:
+        if reference is None:
+            return lambda: np.zeros(part.mask.shape, np.float32)
+        rows = cfg.rl.micro_batch_size or cfg.rl.grad_accum
+        return start_logprobs(run.reference_logprobs, reference, part.tokens, part.positions, part.mask, rows)
+
     rollouts = generate_rollouts(
         run.engine,
-        run.policy(trained),
+        run.rollout_policy(trained),
         run.tokenizer,
         [run.train_prompts[i] for i in indices],
         indices.tolist(),
@@ -85,12 +96,12 @@ def collect_experience(
         prompts_per_batch=cfg.generation.prompts_per_batch,
     )
     with clock.phase("rollout"):
-        under_way = [(part, run.scorer.submit(to_translations(part))) for part in rollouts]
-        batch = concatenate([part for part, _ in under_way], run.tokenizer.pad_id)
+        under_way = [(part, run.scorer.submit(to_translations(part)), start_reference(part)) for part in rollouts]
+        batch = concatenate([part for part, _, _ in under_way], run.tokenizer.pad_id)
     with clock.phase("reference"):
-        ref_logp = _reference_logprobs(run, trained, programs, batch)
+        ref_logp = None if reference is None else np.concatenate([finish() for _, _, finish in under_way])
     with clock.phase("score_wait"):
-        scores = [score for _, future in under_way for score in future.result()]
+        scores = [score for _, future, _ in under_way for score in future.result()]
     scoring = scoring_figures(run.scorer.take_counts())
     credit = assign_credit(batch, scores, cfg.reward)
     _require_scores(scores, cfg.reward)
@@ -108,14 +119,6 @@ def collect_experience(
     if ref_logp is not None:
         batch = replace(batch, rollouts=_with_reference(batch, ref_logp))
     return Experience(batch, scores, credit, advantages, ref_logp, scoring)
-
-
-def _reference_logprobs(run: Run, trained: Params, programs: UpdatePrograms, batch: RolloutBatch) -> np.ndarray | None:
-    reference = run.reference_policy(trained)
-    if reference is None:
-        return None
-    rows = run.cfg.rl.micro_batch_size or run.cfg.rl.grad_accum
-    return batched_logprobs(programs.logprobs, reference, batch.tokens, batch.positions, batch.mask, rows)
 
 
 def _with_reference(batch: RolloutBatch, ref_logp: np.ndarray):

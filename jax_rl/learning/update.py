@@ -7,6 +7,7 @@ on the configuration and on the bucketed lengths only; missing rows are filled w
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,12 +21,13 @@ from jax_rl.learning.logprobs import Forward, Params, Unembed, forward_logprobs
 from jax_rl.learning.losses import Sums, loss_weights, policy_loss
 from jax_rl.learning.optimizer import Optimizer, TrainState
 from jax_rl.models.lora import policy_weights
+from jax_rl.parallel.arrays import to_devices
+from jax_rl.parallel.sharding import Layout
 
 BatchArray = Any  # a numpy array on the host, a jax array inside a program
 
 PER_TOKEN = ("approx_kl", "clip_fraction", "entropy", "kl_to_reference", "sampler_logp_gap")
 
-LogprobFn = Callable[[Params, BatchArray, BatchArray, BatchArray], Float32[Array, "B T"]]
 UpdateStep = Callable[[TrainState, Params | None, "UpdateBatch"], tuple[TrainState, Sums]]
 
 
@@ -44,10 +46,19 @@ class UpdateBatch:
 
 
 @dataclass(frozen=True)
+class LogprobProgram:
+    """(params, tokens [B, L], positions [B, L], mask [B, T]) -> logp [B, T] f32, for old and reference logprobs."""
+
+    run: Callable[[Params, BatchArray, BatchArray, BatchArray], Float32[Array, "B T"]]
+    layout: Layout | None = None  # of the parameters; None: everything is on one device
+
+
+@dataclass(frozen=True)
 class UpdatePrograms:
     step: UpdateStep
-    logprobs: LogprobFn
+    logprobs: LogprobProgram
     lora_scale: float = 0.0
+    layout: Layout | None = None
 
 
 def make_programs(
@@ -57,23 +68,24 @@ def make_programs(
     rl: RLConfig,
     max_new_tokens: int,
     lora_scale: float = 0.0,
+    layout: Layout | None = None,
+    shardings: TrainState | None = None,
 ) -> UpdatePrograms:
     """The two jitted functions of `run_update`. `forward(params, tokens, positions, remat=)` -> (hidden, cache).
 
     lora_scale: alpha / rank of the adapters, where these are what is trained.
+    layout, shardings: of the policy's mesh, and of the state there; None: one device.
     """
-    step = make_update_step(forward, unembed, optimizer, rl, max_new_tokens, lora_scale)
-    return UpdatePrograms(step, make_logprob_fn(forward, unembed), lora_scale)
+    step = make_update_step(forward, unembed, optimizer, rl, max_new_tokens, lora_scale, layout, shardings)
+    return UpdatePrograms(step, make_logprob_program(forward, unembed, layout), lora_scale, layout)
 
 
-def make_logprob_fn(forward: Forward, unembed: Unembed) -> LogprobFn:
-    """(params, tokens [B, L], positions [B, L], mask [B, T]) -> logp [B, T], jitted; for old and reference logprobs."""
-
-    @jax.jit
+def make_logprob_program(forward: Forward, unembed: Unembed, layout: Layout | None = None) -> LogprobProgram:
+    @partial(jax.jit, out_shardings=None if layout is None else layout.replicated)
     def logprobs(params: Params, tokens: BatchArray, positions: BatchArray, mask: BatchArray) -> Float32[Array, "B T"]:
         return forward_logprobs(forward, unembed, params, tokens, positions, mask, remat=False)[0]
 
-    return logprobs
+    return LogprobProgram(logprobs, layout)
 
 
 def make_update_step(
@@ -83,13 +95,15 @@ def make_update_step(
     rl: RLConfig,
     max_new_tokens: int,
     lora_scale: float = 0.0,
+    layout: Layout | None = None,
+    shardings: TrainState | None = None,
 ) -> UpdateStep:
     """One optimizer step from an UpdateBatch of micro-batches: tokens [M, b, L], mask [M, b, T] and so on.
 
     `step(state, frozen, batch)`: `state.params` is what is trained: all weights (`frozen` is None), or the adapters of
     the weights in `frozen`, which are only read. Gradients add up in f32. A non-finite loss or gradient leaves params,
     moments and step as they are, bit for bit, and is counted. The state is donated. Stats: the sums of `policy_loss`,
-    `grad_norm` before the clip, `skipped` (0 or 1).
+    `grad_norm` before the clip, `skipped` (0 or 1). `shardings` are those of the state, on the way in and out.
     """
 
     def loss_of(trained: Params, frozen: Params | None, batch: UpdateBatch, token_weights: Array) -> tuple[Array, Sums]:
@@ -144,7 +158,9 @@ def make_update_step(
         new_state = TrainState(params, opt_state, count, in_row, state.skipped_total + bad)
         return new_state, sums | {"grad_norm": grad_norm, "skipped": bad}
 
-    return jax.jit(step, donate_argnums=0)
+    if layout is None:
+        return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, layout.replicated))
 
 
 def run_update(
@@ -168,7 +184,7 @@ def run_update(
     if rl.kl_coef and data.ref_logp is None:
         raise ValueError(f"rl.kl_coef is {rl.kl_coef} but the batch has no ref_logp: compute it, or set kl_coef to 0")
     data = jax.tree.map(np.asarray, data)
-    step_rows, micro_rows = _sizes(rl, len(data.mask))
+    step_rows, micro_rows = _sizes(rl, len(data.mask), programs.layout)
     has_tokens = data.mask.any(axis=1)
     data = jax.tree.map(lambda x: x[has_tokens], data)
     starts = range(0, len(data.mask), step_rows)
@@ -181,7 +197,7 @@ def run_update(
     for start in [*starts] * rl.ppo_epochs:
         rows = jax.tree.map(lambda x, start=start: x[start : start + step_rows], data)
         micro_batches = _as_micro_batches(rows, math.ceil(step_rows / micro_rows), micro_rows)
-        state, sums = programs.step(state, frozen, micro_batches)
+        state, sums = programs.step(state, frozen, _place_rows(micro_batches, programs.layout, axis=1))
         done.append({name: float(value) for name, value in jax.device_get(sums).items()})
         if int(state.skipped_in_row) >= rl.max_skipped_steps:
             break
@@ -189,21 +205,38 @@ def run_update(
 
 
 def batched_logprobs(
-    logprobs: LogprobFn, params: Params, tokens: BatchArray, positions: BatchArray, mask: BatchArray, rows: int
+    program: LogprobProgram, params: Params, tokens: BatchArray, positions: BatchArray, mask: BatchArray, rows: int
 ) -> Float32[np.ndarray, "B T"]:
     """logp [B, T] of any number of completions through a program for `rows` of them (0: all at once)."""
+    return start_logprobs(program, params, tokens, positions, mask, rows)()
+
+
+def start_logprobs(
+    program: LogprobProgram, params: Params, tokens: BatchArray, positions: BatchArray, mask: BatchArray, rows: int
+) -> Callable[[], Float32[np.ndarray, "B T"]]:
+    """`batched_logprobs`, under way on its devices; the call of what is returned waits for it."""
     total = len(mask)
     data = jax.tree.map(np.asarray, UpdateBatch(tokens, positions, mask, np.zeros(mask.shape, np.float32)))
-    rows = rows or max(total, 1)
+    rows = _fill(rows or max(total, 1), program.layout)
     batches = _as_micro_batches(data, math.ceil(total / rows), rows)
-    parts = [logprobs(params, *batch) for batch in zip(batches.tokens, batches.positions, batches.mask, strict=True)]
-    return np.concatenate([np.zeros((0, mask.shape[1]), np.float32), *jax.device_get(parts)])[:total]
+    parts = []
+    for batch in zip(batches.tokens, batches.positions, batches.mask, strict=True):
+        parts.append(program.run(params, *_place_rows(batch, program.layout)))
+    return lambda: np.concatenate([np.zeros((0, mask.shape[1]), np.float32), *jax.device_get(parts)])[:total]
 
 
-def _sizes(rl: RLConfig, completions: int) -> tuple[int, int]:
+def _sizes(rl: RLConfig, completions: int, layout: Layout | None) -> tuple[int, int]:
     """Completions of an optimizer step and of a micro-batch: of all that were rolled out, so that shapes stay."""
     step_rows = max(min(rl.grad_accum or completions, completions), 1)
-    return step_rows, min(rl.micro_batch_size or step_rows, step_rows)
+    return step_rows, _fill(min(rl.micro_batch_size or step_rows, step_rows), layout)
+
+
+def _fill(rows: int, layout: Layout | None) -> int:
+    return rows if layout is None else layout.fill(rows)
+
+
+def _place_rows(arrays: Any, layout: Layout | None, axis: int = 0) -> Any:
+    return arrays if layout is None else to_devices(arrays, layout.rows(axis))
 
 
 def _as_micro_batches(data: UpdateBatch, count: int, rows: int) -> UpdateBatch:

@@ -117,8 +117,9 @@ def gated_mlp(
     return linear(place(inner, ("batch", None, "mlp")), p["down_proj"])
 
 
-def embed_tokens(params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    return params["embed"][tokens]
+def embed_tokens(params: Params, tokens: Int[Array, "B T"], place: Place) -> Float[Array, "B T D"]:
+    """Whole rows are looked up: of a table that is cut along both dimensions XLA would first make a full copy."""
+    return place(place(params["embed"], ("vocab", None))[tokens], HIDDEN)
 
 
 def text_config(raw: dict[str, Any]) -> dict[str, Any]:

@@ -121,6 +121,17 @@ def map_cache_rows(cache: Cache, fn: Callable[[Array, int], Array]) -> Cache:
     return replace(cache, layers=layers, positions=fn(cache.positions, 0))
 
 
+def place_cache(cache: Cache, place: Callable[[Array, tuple[str | None, ...]], Array]) -> Cache:
+    """Constrains the sharding of what the layers remember: rows, and the heads of keys and values."""
+
+    def put(path: tuple, leaf: Array) -> Array:
+        inner = ("batch", "kv_heads") if path[-1].key in ("k", "v") else ("batch",)
+        axes = (None,) * _batch_axis(path) + inner
+        return place(leaf, axes + (None,) * (leaf.ndim - len(axes)))
+
+    return replace(cache, layers=jax.tree_util.tree_map_with_path(put, cache.layers))
+
+
 def grow_cache(cache: Cache, slots: int) -> Cache:
     """The same cache with room for `slots` tokens.
 

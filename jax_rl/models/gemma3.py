@@ -133,9 +133,9 @@ def init_cache(cfg: Gemma3Config, batch: int, slots: int, dtype: DTypeLike) -> C
     return empty_cache(stack_caches(cfg.layer_types, layer_cache), batch, slots)
 
 
-def embed(cfg: Gemma3Config, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+def embed(cfg: Gemma3Config, params: Params, tokens: Int[Array, "B T"], place: Place) -> Float[Array, "B T D"]:
     """Embeddings times sqrt(D), which is rounded to their dtype first, as the model was trained (50.6 to 50.5)."""
-    x = blocks.embed_tokens(params, tokens)
+    x = blocks.embed_tokens(params, tokens, place)
     return x * jnp.asarray(cfg.hidden_size**0.5, x.dtype)
 
 
@@ -151,7 +151,7 @@ def forward(
     place: Place = keep,
 ) -> tuple[Float[Array, "B T D"], Cache | None]:
     """Hidden states after the final norm: see `registry.Model.forward`."""
-    x = place(embed(cfg, params, tokens), HIDDEN)
+    x = embed(cfg, params, tokens, place)
     attend, cache = Attend.begin(positions, segments, cache)
     angles = {
         SLIDING: rope_angles(cfg.rope_sliding, positions, cfg.head_dim),

@@ -44,7 +44,8 @@ class Adapted:
     def merged(self) -> Float32[Array, "*layers out inner"]:
         """The one weight W + scale B A that computes the same."""
         delta = jnp.einsum("...or,...ri->...oi", self.b, self.a, precision="highest")
-        return real_part(self.weight, delta.shape).astype(jnp.float32) + jnp.asarray(self.scale)[..., None, None] * delta
+        weight = real_part(self.weight, delta.shape).astype(jnp.float32)
+        return weight + jnp.asarray(self.scale)[..., None, None] * delta
 
 
 def linear_names(specs: Specs) -> list[str]:

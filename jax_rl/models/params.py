@@ -110,6 +110,14 @@ def real_part(array: Any, shape: tuple[int, ...]) -> Any:
     return array if array.shape == shape else array[tuple(slice(n) for n in shape)]
 
 
+def hold(array: Any, shape: tuple[int, ...], sharding: Sharding) -> Any:
+    """A parameter of real shape `shape`, however it is held, in the shape in which `sharding` holds it."""
+    target = held_shape(shape, sharding)
+    if array.shape == target:
+        return array
+    return jnp.pad(real_part(array, shape), [(0, n - real) for n, real in zip(target, shape, strict=True)])
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Held:

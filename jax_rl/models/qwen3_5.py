@@ -246,7 +246,7 @@ def forward(
     place: Place = keep,
 ) -> tuple[Float[Array, "B T D"], Cache | None]:
     """Hidden states after the final norm: see `registry.Model.forward`."""
-    x = place(blocks.embed_tokens(params, tokens), HIDDEN)
+    x = blocks.embed_tokens(params, tokens, place)
     attend, cache = Attend.begin(positions, segments, cache)
     angles, mask = rope_angles(cfg.rope, positions, cfg.head_dim), attend.mask()
     valid = jnp.greater_equal(positions, 0)

@@ -79,7 +79,7 @@ class Model:
         return init_params(self.specs, key, dtype)
 
     def init_cache(self, batch: int, slots: int, dtype: DTypeLike) -> Cache:
-        return self.family.init_cache(self.cfg, batch, slots, dtype)
+        return kv_cache.place_cache(self.family.init_cache(self.cfg, batch, slots, dtype), self.place)
 
     def forward(
         self,
@@ -101,8 +101,9 @@ class Model:
                 Recurrent families start each segment from nothing and can share none: number from 1. Not with a cache.
             remat: keep only each layer's input for the backward pass and compute the rest again.
         """
+        params = self._read(params)
         return self.family.forward(
-            self.cfg, self._read(params), tokens, positions, cache=cache, segments=segments, remat=remat, place=self.place
+            self.cfg, params, tokens, positions, cache=cache, segments=segments, remat=remat, place=self.place
         )
 
     def unembed(self, params: Params) -> Float[Array, "V D"]:
@@ -125,11 +126,11 @@ class Model:
 
     def map_cache_rows(self, cache: Cache, fn: Callable[[Array, int], Array]) -> Cache:
         """Applies `fn(array, batch axis)` to everything that has rows: repeat each G times, gather the live ones."""
-        return kv_cache.map_cache_rows(cache, fn)
+        return kv_cache.place_cache(kv_cache.map_cache_rows(cache, fn), self.place)
 
     def grow_cache(self, cache: Cache, slots: int) -> Cache:
         """The same cache with room for more tokens."""
-        return kv_cache.grow_cache(cache, slots)
+        return kv_cache.place_cache(kv_cache.grow_cache(cache, slots), self.place)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Between host memory and a mesh. Every process holds the whole of a host array, which is small; each feeds its part."""
+"""Between host memory and a mesh. Each process holds the whole of a host array, which is small."""
 
 from typing import Any
 

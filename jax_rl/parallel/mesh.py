@@ -1,14 +1,13 @@
 """Meshes: devices along the three axes data, fsdp, tensor.
 
-Rows of a batch lie along data and fsdp, parameters along fsdp and tensor, heads and MLP widths along tensor. The axes are
-Auto: XLA's partitioner inserts the communication, and no sharding changes a result beyond rounding.
+What lies along which is in `sharding`. XLA's partitioner inserts the communication; no mesh changes a result beyond
+rounding.
 """
 
 import math
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
@@ -66,8 +65,8 @@ def fill_in(sizes: tuple[int, ...], devices: int, key: str) -> tuple[int, ...]:
     if -1 in sizes and devices % rest == 0:
         return tuple(devices // rest if size == -1 else size for size in sizes)
     if rest != devices or -1 in sizes:
-        wanted = f"must divide {devices}" if -1 in sizes else f"must be {devices}"
-        raise MeshError(f"{key} ({shown}) does not fit {devices} devices: the product of its sizes is {rest}; it {wanted}")
+        wanted = "divide" if -1 in sizes else "be"
+        raise MeshError(f"{key} ({shown}) makes {rest} of {devices} devices; its product must {wanted} {devices}")
     return sizes
 
 
@@ -81,8 +80,3 @@ def describe_devices(mesh: Mesh) -> str:
 
 def describe_shape(mesh: Mesh) -> str:
     return ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
-
-
-def one_device(device: jax.Device) -> Mesh:
-    """A mesh of one."""
-    return Mesh(np.array([device]).reshape(1, 1, 1), AXES)

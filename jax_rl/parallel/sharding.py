@@ -1,6 +1,6 @@
 """The rules: from the logical axes of parameters and activations to the axes of a mesh. Nowhere else are they known.
 
-Parameters: a dimension in TENSOR_PARALLEL lies along tensor; one more dimension (or the same one, cut further) along fsdp.
+Parameters: a dimension in TENSOR_PARALLEL lies along tensor; another one (or the same one, cut further) along fsdp.
 Vectors are whole everywhere. Activations: rows lie along data and fsdp, heads and MLP widths along tensor.
 """
 

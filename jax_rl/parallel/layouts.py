@@ -1,0 +1,69 @@
+"""The meshes of a run: where the policy is trained, where it generates, where the reference lies; and the way between."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+
+from jax_rl.config.schema import Config, MeshConfig
+from jax_rl.models.params import Params, Specs, hold
+from jax_rl.models.registry import Model
+from jax_rl.parallel.devices import Placement
+from jax_rl.parallel.mesh import describe_devices, describe_shape, make_mesh, make_rollout_mesh
+from jax_rl.parallel.sharding import Layout, bytes_per_device, check_tensor
+
+
+@dataclass(frozen=True)
+class Layouts:
+    policy: Layout
+    rollout: Layout  # the policy's devices, arranged for decoding
+    reference: Layout  # the policy's, or one on devices of its own
+
+
+def make_layouts(cfg: Config, placement: Placement, model: Model) -> Layouts:
+    """A reference with devices of its own is cut along fsdp over all of them.
+
+    Raises:
+        MeshError: a mesh does not fit its devices.
+        ShardingError: tensor does not divide the model's heads.
+    """
+    policy = make_mesh(placement.policy, cfg.model.mesh)
+    check_tensor(model, policy, "model.mesh")
+    rollout = make_rollout_mesh(policy, cfg.model.rollout_mesh, model)
+    check_tensor(model, rollout, "model.rollout_mesh")
+    reference = policy if placement.reference == placement.policy else make_mesh(placement.reference, MeshConfig())
+    return Layouts(Layout(policy), Layout(rollout), Layout(reference))
+
+
+def make_transfer(specs: Specs, source: Layout, target: Layout) -> Callable[[Params], Params]:
+    """Moves parameters to another mesh of the same devices; where nothing would move it hands them back."""
+    shardings = jax.tree.map(target.sharding_for, specs)
+    before = jax.tree.map(source.sharding_for, specs)
+    same = [a.is_equivalent_to(b, len(spec.shape)) for a, b, spec in _leaves(before, shardings, specs)]
+    if all(same):
+        return lambda params: params
+
+    def move(params: Params) -> Params:
+        return jax.tree.map(lambda spec, array, to: hold(array, spec.shape, to), specs, params, shardings)
+
+    return jax.jit(move, out_shardings=shardings)
+
+
+def _leaves(*trees):
+    return zip(*map(jax.tree.leaves, trees), strict=True)
+
+
+def placement_table(
+    layouts: Layouts, specs: Specs, itemsize: int, has_reference: bool, metrics: dict[str, str]
+) -> list[str]:
+    """Who is where, a line each; bytes are those of the parameters on each device."""
+
+    def line(name: str, layout: Layout) -> str:
+        gib = bytes_per_device(specs, layout, itemsize) / 2**30
+        where = f"{describe_devices(layout.mesh)}  ({describe_shape(layout.mesh)})"
+        return f"{name:<10}{where}  {gib:.3g} GiB of parameters on each device"
+
+    lines = [line("policy", layouts.policy), line("rollout", layouts.rollout)]
+    if has_reference:
+        lines.append(line("reference", layouts.reference))
+    return lines + [f"{name:<10}{device}" for name, device in metrics.items()]

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from jax_rl.errors import UserError
@@ -119,14 +120,37 @@ def read_meta(path: Path) -> dict:
         raise CheckpointError(f"{path / META} cannot be read: {error}") from error
 
 
-def restore(path: Path, like: Any) -> tuple[Any, dict]:
-    """State and meta of a checkpoint. `like` is a tree of arrays or shapes with the wanted shardings."""
+def restore(path: Path, like: Any, stored: Any = None) -> tuple[Any, dict]:
+    """State and meta of a checkpoint.
+
+    Args:
+        like: a tree of arrays or shapes with the wanted shardings.
+        stored: the shapes that the checkpoint must have, where these differ: another mesh may hold parameters with more
+            or fewer zeros at their end, which are cut off or filled in. None: those of `like`.
+    """
     meta = read_meta(path)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(path.absolute() / STATE, like), meta
+            found = checkpointer.metadata(path.absolute() / STATE).item_metadata
+            _compare_shapes(path, found, like if stored is None else stored)
+            return checkpointer.restore(path.absolute() / STATE, like, strict=False), meta
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{path} does not fit this model and optimizer: {error}") from error
+
+
+def _compare_shapes(path: Path, found: Any, expected: Any) -> None:
+    shapes = {_name(key): tuple(leaf.shape) for key, leaf in jax.tree_util.tree_leaves_with_path(found)}
+    wanted = {_name(key): tuple(leaf.shape) for key, leaf in jax.tree_util.tree_leaves_with_path(expected)}
+    problems = [
+        f"{name} {shapes.get(name)} instead of {shape}" for name, shape in wanted.items() if shapes.get(name) != shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(f"{path} does not fit this model and optimizer: {', '.join(problems[:3])}{more}")
+
+
+def _name(key: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(key, simple=True, separator="/")
 
 
 def _remove_whole(path: Path) -> None:

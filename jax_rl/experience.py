@@ -63,9 +63,7 @@ class Experience:
         return rows
 
 
-def collect_experience(
-    run: Run, trained: Params, update: int, clock: PhaseClock
-) -> Experience:
+def collect_experience(run: Run, trained: Params, update: int, clock: PhaseClock) -> Experience:
     """Samples the update's completions and scores them; scoring overlaps generation and reference logprobs.
 
     So does a reference on devices of its own: it works on one part while the policy's devices generate the next.

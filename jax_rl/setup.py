@@ -9,25 +9,30 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import SingleDeviceSharding
+from jax.typing import DTypeLike
 
 from jax_rl.checkpoints import read_meta
 from jax_rl.config import Config, resolve_reference
+from jax_rl.config.schema import RewardConfig
 from jax_rl.data.examples import Split, load_examples
 from jax_rl.data.prompts import Prompt, encode_prompts
 from jax_rl.errors import UserError
+from jax_rl.learning.update import LogprobProgram, make_logprob_program
 from jax_rl.models.hf_checkpoint import HFCheckpoint, open_checkpoint
 from jax_rl.models.hub import resolve_model_folder
 from jax_rl.models.lora import adapter_specs, init_adapters, policy_weights
 from jax_rl.models.params import Params, Specs, count_params
 from jax_rl.models.registry import Model
-from jax_rl.parallel.devices import Placement, place_models
+from jax_rl.parallel.devices import place_models
+from jax_rl.parallel.layouts import Layouts, make_layouts, make_transfer, placement_table
+from jax_rl.parallel.seats import Seats, claim
+from jax_rl.parallel.sharding import Layout
 from jax_rl.rewards.scoring import Scorer, build_scorer
 from jax_rl.rollout.engine import RolloutEngine
 from jax_rl.rollout.sampling import SamplingParams
@@ -45,11 +50,17 @@ class Run:
     cfg: Config
     output_dir: Path
     tokenizer: Tokenizer
-    model: Model
+    model: Model  # as it runs on the policy's mesh
+    layouts: Layouts
     policy_folder: Path  # the supervised starting point
+    trained_specs: Specs  # of what training changes: all weights, or adapters
+    trained_dtype: DTypeLike
     load_trained: Callable[[], Params]  # what training starts with: the policy's weights, or fresh adapters of `frozen`
     frozen: Params | None  # the policy's weights under LoRA, else None
     lora_scale: float  # alpha / rank
+    to_rollout: Callable[[Params], Params]  # what is trained, on the rollout's mesh
+    rollout_frozen: Params | None  # `frozen` on the rollout's mesh
+    reference_logprobs: LogprobProgram
     reference: Params | None  # weights of the frozen reference; None under LoRA's base, or when no KL is asked for
     engine: RolloutEngine
     scorer: Scorer
@@ -59,6 +70,10 @@ class Run:
     def policy(self, trained: Params) -> Params:
         """The policy as `Model.forward` takes it."""
         return policy_weights(trained, self.frozen, self.lora_scale)
+
+    def rollout_policy(self, trained: Params) -> Params:
+        """The policy on the rollout's mesh: a second copy of the weights, unless the two meshes hold them alike."""
+        return policy_weights(self.to_rollout(trained), self.rollout_frozen, self.lora_scale)
 
     def reference_policy(self, trained: Params) -> Params | None:
         """The frozen reference likewise: weights of its own, or the policy with its adapters off. None without KL."""
@@ -74,9 +89,10 @@ def open_run(cfg: Config, *, training: bool = True) -> Iterator[Run]:
     Raises:
         UserError: devices, data, checkpoints or prompts are not what they must be.
     """
+    seats = claim(cfg)
     configure_jax(cfg)
     configure_hub(cfg)
-    placement = _place(cfg)
+    placement = place_models(cfg, seats)
     if cfg.logging.resume_from_checkpoint:
         read_meta(Path(cfg.logging.resume_from_checkpoint))
     policy_folder = _folder(cfg, cfg.model.policy_name_or_path)
@@ -88,26 +104,47 @@ def open_run(cfg: Config, *, training: bool = True) -> Iterator[Run]:
         )
     eval_prompts = _prompts(cfg, tokenizer, "eval")
     checkpoint = open_checkpoint(policy_folder)
+    layouts = make_layouts(cfg, placement, checkpoint.model)
     adapters = _adapters(cfg, checkpoint.model)
     output_dir = Path(cfg.logging.output_dir)
     dtype = jnp.dtype(cfg.misc.dtype)
     with ThreadPoolExecutor(max_workers=1) as background:
-        starting = background.submit(build_scorer, cfg.reward, output_dir)
+        starting = background.submit(build_scorer, _seated(cfg.reward, seats), output_dir)
         try:
-            reference = _load_reference(cfg, checkpoint, placement) if training else None
-            load_policy = partial(checkpoint.load, dtype, on_device(placement.policy))
+            reference = _load_reference(cfg, checkpoint, layouts.reference) if training else None
+            _log_placement(cfg, seats, layouts, checkpoint.model, reference is not None)
+            load_policy = partial(checkpoint.load, dtype, layouts.policy.sharding_for)
+            frozen = None if adapters is None else load_policy()
+            to_rollout = partial(make_transfer, source=layouts.policy, target=layouts.rollout)
+            policy, rollout, referee = (
+                replace(checkpoint.model, place=layout)
+                for layout in (layouts.policy, layouts.rollout, layouts.reference)
+            )
             yield Run(
                 cfg=cfg,
                 output_dir=output_dir,
                 tokenizer=tokenizer,
-                model=checkpoint.model,
+                model=policy,
+                layouts=layouts,
                 policy_folder=policy_folder,
-                load_trained=load_policy if adapters is None else partial(_init_adapters, cfg, adapters, placement),
-                frozen=None if adapters is None else load_policy(),
+                trained_specs=policy.specs if adapters is None else adapters,
+                trained_dtype=dtype if adapters is None else jnp.float32,
+                load_trained=load_policy
+                if adapters is None
+                else partial(_init_adapters, cfg, adapters, layouts.policy),
+                frozen=frozen,
                 lora_scale=cfg.model.lora.alpha / cfg.model.lora.rank,
+                to_rollout=to_rollout(policy.specs if adapters is None else adapters),
+                rollout_frozen=None if frozen is None else to_rollout(policy.specs)(frozen),
+                reference_logprobs=make_logprob_program(referee.forward, referee.unembed, layouts.reference),
                 reference=reference,
                 engine=RolloutEngine(
-                    checkpoint.model, cfg.generation.max_new_tokens, tokenizer.eos_ids, tokenizer.pad_id, dtype
+                    rollout,
+                    cfg.generation.max_new_tokens,
+                    tokenizer.eos_ids,
+                    tokenizer.pad_id,
+                    dtype,
+                    row_multiple=layouts.rollout.row_count,
                 ),
                 scorer=starting.result(),
                 train_prompts=train_prompts,
@@ -132,6 +169,8 @@ def configure_jax(cfg: Config) -> None:
     """Settings that must be made before the first array: the backend and the cache of compiled programs."""
     if cfg.misc.device == "cpu":
         jax.config.update("jax_platforms", "cpu")
+    if cfg.misc.cpu_devices:
+        jax.config.update("jax_num_cpu_devices", cfg.misc.cpu_devices)
     if cfg.misc.dtype == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")  # else a GPU would round the factors to TF32
     cache = Path(cfg.misc.compilation_cache_dir or Path.home() / ".cache" / "jax_rl" / "programs")
@@ -145,20 +184,17 @@ def training_sampling(cfg: Config) -> SamplingParams:
     return SamplingParams(g.temperature if g.do_sample else 0.0, g.top_k, g.top_p, g.repetition_penalty)
 
 
-def on_device(devices: tuple[jax.Device, ...]):
-    """The sharding of every parameter on these devices."""
-    sharding = SingleDeviceSharding(devices[0])
-    return lambda spec: sharding
+def _seated(reward: RewardConfig, seats: Seats) -> RewardConfig:
+    """The config with the device that each metric was given."""
+    devices = {name: replace(getattr(reward, name), device=device) for name, device in seats.metrics.items()}
+    return replace(reward, **devices)
 
 
-def _place(cfg: Config) -> Placement:
-    model = cfg.model
-    placement = place_models(cfg.misc.device, model.policy_gpu_ids, model.reference_gpu_ids, model.reference_device)
-    for name, devices in (("policy", placement.policy), ("reference", placement.reference)):
-        if len(devices) > 1:
-            raise UserError(f"model.{name}_gpu_ids names {len(devices)} devices; this version runs each model on one")
-    log.info("policy on %s, reference on %s", placement.policy[0], placement.reference[0])
-    return placement
+def _log_placement(cfg: Config, seats: Seats, layouts: Layouts, model: Model, has_reference: bool) -> None:
+    for line in placement_table(layouts, model.specs, cfg.misc.dtype, has_reference, seats.metrics):
+        log.info("%s", line)
+    for note in seats.notes:
+        log.warning("%s", note)
 
 
 def _folder(cfg: Config, name: str | None) -> Path:
@@ -188,12 +224,12 @@ def _adapters(cfg: Config, model: Model) -> Specs | None:
     return specs
 
 
-def _init_adapters(cfg: Config, specs: Specs, placement: Placement) -> Params:
+def _init_adapters(cfg: Config, specs: Specs, layout: Layout) -> Params:
     key = jax.random.fold_in(jax.random.key(cfg.misc.seed), ADAPTER_STREAM)
-    return init_adapters(specs, key, on_device(placement.policy))
+    return init_adapters(specs, key, layout.sharding_for)
 
 
-def _load_reference(cfg: Config, policy: HFCheckpoint, placement: Placement) -> Params | None:
+def _load_reference(cfg: Config, policy: HFCheckpoint, layout: Layout) -> Params | None:
     if not cfg.rl.kl_coef or resolve_reference(cfg) == "lora_base":
         return None
     name = cfg.model.reference_name_or_path
@@ -201,4 +237,4 @@ def _load_reference(cfg: Config, policy: HFCheckpoint, placement: Placement) -> 
     if checkpoint.model != policy.model:
         raise UserError(f"model.reference_name_or_path {name!r} is not the same architecture as the policy")
     log.info("reference: %.3g parameters", count_params(checkpoint.model.specs))
-    return checkpoint.load(jnp.dtype(cfg.misc.dtype), on_device(placement.reference))
+    return checkpoint.load(jnp.dtype(cfg.misc.dtype), layout.sharding_for)

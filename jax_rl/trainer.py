@@ -8,15 +8,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import yaml
 
-from jax_rl.checkpoints import Checkpoints, restore
+from jax_rl.checkpoints import Checkpoints, read_meta, restore
 from jax_rl.config import Config, dump_config
 from jax_rl.evaluate import EvalReport, evaluate, summarize
 from jax_rl.experience import Experience, RunStopped, collect_experience
-from jax_rl.learning.optimizer import Optimizer, TrainState, init_train_state, make_optimizer
+from jax_rl.learning.optimizer import (
+    Optimizer,
+    TrainState,
+    abstract_train_state,
+    init_train_state,
+    make_optimizer,
+)
 from jax_rl.learning.update import UpdatePrograms, make_programs, run_update
 from jax_rl.models.hf_checkpoint import save_model
+from jax_rl.models.params import abstract_params
+from jax_rl.parallel.sharding import Layout, layout_of_sizes
 from jax_rl.runlog.run_log import RunLog
 from jax_rl.runlog.tables import Evaluated, print_report
 from jax_rl.runlog.timing import PhaseClock
@@ -29,6 +38,7 @@ log = logging.getLogger(__name__)
 class Progress:
     """Where a run is, besides its arrays: what `meta.json` of a checkpoint holds."""
 
+    mesh: dict[str, int]  # sizes of the policy's mesh, which decide in what shapes parameters are held
     update: int = 0
     best_score: float | None = None
     best_update: int | None = None
@@ -41,6 +51,7 @@ class Progress:
             "update": self.update,
             "data_position": {"next_update": self.update + 1, "prompts_drawn": self.update * cfg.rl.batch_size},
             "config": config_dict(cfg),
+            "mesh": self.mesh,
             "best_score": self.best_score,
             "best_update": self.best_update,
             "baseline": self.baseline.to_json() if self.baseline else None,
@@ -49,8 +60,9 @@ class Progress:
         }
 
     @classmethod
-    def from_meta(cls, meta: dict) -> "Progress":
+    def from_meta(cls, meta: dict, mesh: dict[str, int]) -> "Progress":
         return cls(
+            mesh=mesh,
             update=meta["update"],
             best_score=meta["best_score"],
             best_update=meta["best_update"],
@@ -70,7 +82,17 @@ def train(cfg: Config) -> None:
     with open_run(cfg) as run, _stop_on_sigterm() as stop:
         optimizer = make_optimizer(cfg.rl)
         model, longest = run.model, cfg.generation.max_new_tokens
-        programs = make_programs(model.forward, model.unembed, optimizer, cfg.rl, longest, run.lora_scale)
+        layout = run.layouts.policy
+        programs = make_programs(
+            model.forward,
+            model.unembed,
+            optimizer,
+            cfg.rl,
+            longest,
+            run.lora_scale,
+            layout,
+            shardings_of(abstract_state(run, optimizer, layout)),
+        )
         checkpoints = Checkpoints(run.output_dir, cfg.logging.keep_last_n_checkpoints, cfg.logging.save_only_best)
         state, progress, resumed = start(run, optimizer, checkpoints)
         for kept in checkpoints.set_aside_after(progress.update if resumed else -1):
@@ -99,15 +121,27 @@ def start(run: Run, optimizer: Optimizer, checkpoints: Checkpoints) -> tuple[Tra
     path = Path(cfg.resume_from_checkpoint) if cfg.resume_from_checkpoint else None
     if path is None and cfg.auto_resume:
         path = checkpoints.newest()
-    state = init_train_state(run.load_trained(), optimizer)
+    like = abstract_state(run, optimizer, run.layouts.policy)
+    mesh = dict(run.layouts.policy.mesh.shape)
     if path is None:
-        return state, Progress(), False
-    state, meta = restore(path, state)
+        return init_train_state(run.load_trained(), optimizer, shardings_of(like)), Progress(mesh), False
+    stored = abstract_state(run, optimizer, layout_of_sizes(read_meta(path)["mesh"]))
+    state, meta = restore(path, like, stored)
     changed = changed_keys(meta["config"], config_dict(run.cfg))
     if changed:
         log.warning("resuming %s with other settings than it was saved with: %s", path, "; ".join(changed))
     log.info("resumed %s at update %d", path, meta["update"])
-    return state, Progress.from_meta(meta), True
+    return state, Progress.from_meta(meta, mesh), True
+
+
+def abstract_state(run: Run, optimizer: Optimizer, layout: Layout) -> TrainState:
+    """The training state as shapes with the shardings that it has on a mesh."""
+    params = abstract_params(run.trained_specs, run.trained_dtype, layout.sharding_for)
+    return abstract_train_state(params, optimizer, layout.replicated)
+
+
+def shardings_of(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
 def _one_update(
@@ -120,7 +154,7 @@ def _one_update(
 ) -> TrainState:
     cfg, update, clock = run.cfg, progress.update + 1, PhaseClock()
     try:
-        experience = collect_experience(run, state.params, programs, update, clock)
+        experience = collect_experience(run, state.params, update, clock)
     except (Exception, KeyboardInterrupt):  # whatever it is: collecting changes no state, so the state can be saved
         checkpoints.save(state, progress.to_meta(cfg))
         raise
@@ -160,7 +194,7 @@ def _evaluate(run: Run, state: TrainState, progress: Progress, run_log: RunLog) 
     with clock.phase("eval"):
         report = evaluate(
             run.engine,
-            run.policy(state.params),
+            run.rollout_policy(state.params),
             run.tokenizer,
             run.eval_prompts,
             run.scorer,
@@ -193,7 +227,7 @@ def evaluate_only(cfg: Config) -> None:
         checkpoints = Checkpoints(run.output_dir)
         state, progress, _ = start(run, make_optimizer(cfg.rl), checkpoints)
         progress.latest = evaluate(
-            run.engine, run.policy(state.params), run.tokenizer, run.eval_prompts, run.scorer, cfg
+            run.engine, run.rollout_policy(state.params), run.tokenizer, run.eval_prompts, run.scorer, cfg
         )
         progress.latest_update = progress.update
         before, after = _before_and_after(progress, cfg)

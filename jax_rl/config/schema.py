@@ -55,7 +55,9 @@ class ModelConfig:
     reference_name_or_path: HubName | None = None  # frozen KL reference; null = the policy's starting point
     tokenizer_name_or_path: HubName | None = None  # null = the policy's folder
     trust_remote_code: bool = False  # accepted for old files; no remote code is ever run
-    policy_gpu_ids: tuple[NonNegativeInt, ...] = ()  # local device ids of the policy; empty = one free GPU, all CPUs or TPUs
+    policy_gpu_ids: tuple[
+        NonNegativeInt, ...
+    ] = ()  # local device ids of the policy; empty = one free GPU, all CPUs or TPUs
     reference_gpu_ids: tuple[NonNegativeInt, ...] = ()  # local device ids of the reference; empty = the policy's
     mesh: MeshConfig = field(default_factory=MeshConfig)  # of the policy's devices
     rollout_mesh: RolloutMeshConfig = field(default_factory=RolloutMeshConfig)  # the same devices, for generation

@@ -106,7 +106,7 @@ def abstract_train_state(params: Params, optimizer: Optimizer, elsewhere: Shardi
     low_bits = jax.tree.map(
         lambda param, leaf: None if leaf is None else like(leaf, param.sharding), params, state.low_bits
     )
-    counters = [jax.ShapeDtypeStruct((), jnp.int32, sharding=elsewhere) for _ in range(3)]
+    counters: list[Any] = [jax.ShapeDtypeStruct((), jnp.int32, sharding=elsewhere) for _ in range(3)]
     return TrainState(params, OptimizerState(moments, low_bits), *counters)
 
 

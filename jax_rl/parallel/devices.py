@@ -62,9 +62,7 @@ def local_devices(device: str, key: str = "misc.device") -> tuple[jax.Device, ..
     return (devices[int(index)],)
 
 
-def _pick(
-    devices: tuple[jax.Device, ...], ids: Sequence[int], seats: Seats, key: str
-) -> tuple[jax.Device, ...]:
+def _pick(devices: tuple[jax.Device, ...], ids: Sequence[int], seats: Seats, key: str) -> tuple[jax.Device, ...]:
     hidden = seats.trainer and len(devices) == len(seats.trainer)  # JAX sees the trainer's GPUs alone, in this order
     places = {i: seats.trainer.index(i) if hidden else i for i in ids}
     missing = [i for i, place in places.items() if place >= len(devices)]

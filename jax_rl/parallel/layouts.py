@@ -1,9 +1,11 @@
-"""The meshes of a run: where the policy is trained, where it generates, where the reference lies; and the way between."""
+"""The meshes of a run: where the policy is trained, where it generates, where the reference lies."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from jax_rl.config.schema import Config, MeshConfig
 from jax_rl.models.params import Params, Specs, hold
@@ -54,12 +56,13 @@ def _leaves(*trees):
 
 
 def placement_table(
-    layouts: Layouts, specs: Specs, itemsize: int, has_reference: bool, metrics: dict[str, str]
+    layouts: Layouts, specs: Specs, dtype: DTypeLike, has_reference: bool, metrics: dict[str, str]
 ) -> list[str]:
     """Who is where, a line each; bytes are those of the parameters on each device."""
 
     def line(name: str, layout: Layout) -> str:
-        gib = bytes_per_device(specs, layout, itemsize) / 2**30
+        assert isinstance(layout.mesh, Mesh)
+        gib = bytes_per_device(specs, layout, dtype) / 2**30
         where = f"{describe_devices(layout.mesh)}  ({describe_shape(layout.mesh)})"
         return f"{name:<10}{where}  {gib:.3g} GiB of parameters on each device"
 

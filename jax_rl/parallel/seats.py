@@ -12,12 +12,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from jax_rl.config.schema import Config
+from jax_rl.config.schema import Config, MetricXConfig, XCometConfig
 from jax_rl.errors import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
-METRICS = ("metricx", "xcomet")  # the order in which free GPUs are handed out
 
 _narrowed: dict[str, str | None] = {}  # VISIBLE as it was given, once `claim` has changed it
 
@@ -133,9 +132,10 @@ def assign(cfg: Config, gpus: int, trains_on_gpus: bool) -> Seats:
     return Seats(policy, reference, devices, tuple(notes))
 
 
-def _metrics(cfg: Config):
-    metrics = {"metricx": cfg.reward.metricx, "xcomet": cfg.reward.xcomet}
-    return {name: metrics[name] for name in METRICS if metrics[name].enabled}
+def _metrics(cfg: Config) -> dict[str, MetricXConfig | XCometConfig]:
+    """Those that run on this machine's devices, in the order in which they are served."""
+    metrics: dict[str, MetricXConfig | XCometConfig] = {"metricx": cfg.reward.metricx, "xcomet": cfg.reward.xcomet}
+    return {name: metric for name, metric in metrics.items() if metric.enabled and not metric.command_prefix}
 
 
 def _least_bad(gpus: int, policy: tuple[int, ...], reference: tuple[int, ...], metrics: dict[str, int]) -> int:

@@ -8,13 +8,13 @@ import math
 from dataclasses import dataclass
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jax_rl.errors import UserError
-from jax_rl.models.params import ParamSpec, held_shape, spec_leaves
+from jax_rl.models.params import ParamSpec, Specs, held_shape, spec_leaves
 from jax_rl.models.registry import Model
 
 TENSOR_PARALLEL = ("heads", "kv_heads", "mlp", "vocab")
@@ -31,7 +31,7 @@ class ShardingError(UserError):
 class Layout:
     """What lies where on one mesh. Hashable; itself the `place` of a `Model`, which constrains activations."""
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh  # abstract: to know shapes without devices
 
     @property
     def row_count(self) -> int:
@@ -91,6 +91,11 @@ class Layout:
         return jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, P(*names)))
 
 
+def layout_of_sizes(sizes: dict[str, int]) -> Layout:
+    """Of a mesh that is not here, as `meta.json` of a checkpoint names it: its shapes, no devices."""
+    return Layout(AbstractMesh(tuple(sizes.values()), tuple(sizes)))
+
+
 def check_tensor(model: Model, mesh: Mesh, key: str) -> None:
     """Whether whole heads lie on each device.
 
@@ -129,10 +134,11 @@ def _divisors(n: int) -> list[int]:
     return [i for i in range(1, n + 1) if n % i == 0]
 
 
-def bytes_per_device(specs: dict, layout: Layout, itemsize: int) -> int:
+def bytes_per_device(specs: Specs, layout: Layout, dtype: DTypeLike) -> int:
     """What the parameters take on each device, zeros included."""
-    total = 0
-    for spec in spec_leaves(specs):
+
+    def bytes_of(spec: ParamSpec) -> int:
         sharding = layout.sharding_for(spec)
-        total += int(np.prod(sharding.shard_shape(held_shape(spec.shape, sharding)))) * itemsize
-    return total
+        return math.prod(sharding.shard_shape(held_shape(spec.shape, sharding))) * spec.dtype(dtype).itemsize
+
+    return sum(map(bytes_of, spec_leaves(specs)))

@@ -10,14 +10,15 @@ import jax
 import numpy as np
 
 from jax_rl.checkpoint_view import StoredArray, open_view
-from jax_rl.checkpoints import CheckpointError, is_checkpoint
+from jax_rl.checkpoints import CheckpointError, is_checkpoint, read_meta
 from jax_rl.errors import UserError
 from jax_rl.models.hf_checkpoint import HFCheckpoint, Leaf, open_checkpoint, write_model
 from jax_rl.models.hub import resolve_model_folder
 from jax_rl.models.lora import Adapted, adapter_specs
-from jax_rl.models.params import ParamSpec, Specs
+from jax_rl.models.params import ParamSpec, Specs, held_shape, real_part
 from jax_rl.models.peft_folder import write_adapters
 from jax_rl.models.registry import read_config
+from jax_rl.parallel.sharding import Layout, layout_of_sizes
 
 
 def export_checkpoint(
@@ -88,7 +89,7 @@ class _Run:
 
         def tensor(row: int) -> np.ndarray:
             (array,) = self.fetch(name)
-            return array[row] if spec.stacked else array
+            return real_part(array[row] if spec.stacked else array, spec.tensor_shape)
 
         return Leaf(self.arrays[name].dtype, tensor)
 
@@ -104,15 +105,19 @@ def _open_run(checkpoint: Path, base: str | None) -> _Run:
     adapters = None
     if lora["enabled"]:
         adapters = adapter_specs(source.model.specs, lora["rank"], tuple(lora["target_modules"]))
-    _compare(checkpoint, arrays, source.model.specs if adapters is None else adapters, source.folder)
+    layout = layout_of_sizes(read_meta(checkpoint)["mesh"])
+    _compare(checkpoint, arrays, source.model.specs if adapters is None else adapters, source.folder, layout)
     scale = lora["alpha"] / lora["rank"]
     return _Run(
         source, name, jax.numpy.dtype(misc["dtype"]), adapters, lora["alpha"], scale, _keep_last(arrays), arrays
     )
 
 
-def _compare(checkpoint: Path, arrays: dict[str, StoredArray], specs: Specs, base: Path) -> None:
-    expected = {_name(path): spec.shape for path, spec in jax.tree_util.tree_leaves_with_path(specs)}
+def _compare(checkpoint: Path, arrays: dict[str, StoredArray], specs: Specs, base: Path, layout: Layout) -> None:
+    expected = {
+        _name(path): held_shape(spec.shape, layout.sharding_for(spec))
+        for path, spec in jax.tree_util.tree_leaves_with_path(specs)
+    }
     problems = [f"missing: {name}" for name in expected if name not in arrays]
     problems += [f"unexpected: {name}" for name in arrays if name not in expected]
     problems += [

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from jax_rl.learning.optimizer import init_train_state, make_optimizer
-from jax_rl.learning.update import UpdateBatch, UpdatePrograms, batched_logprobs, make_programs, run_update
+from jax_rl.learning.update import (
+    LogprobProgram,
+    UpdateBatch,
+    UpdatePrograms,
+    batched_logprobs,
+    make_programs,
+    run_update,
+)
 
 
 def train(toy, data, forward=None, params=None, programs=None, **changes):
@@ -107,7 +114,7 @@ def test_one_step_needs_no_pass_for_old_logprobs(toy):
     def refuse(*args):
         raise AssertionError("a forward pass that one step does not need")
 
-    implicit = train(toy, data, programs=UpdatePrograms(programs.step, refuse))
+    implicit = train(toy, data, programs=UpdatePrograms(programs.step, LogprobProgram(refuse)))
     assert_same(implicit, explicit)
     assert implicit[1]["approx_kl"] == 0 and implicit[1]["clip_fraction"] == 0
 
@@ -117,7 +124,7 @@ def test_later_steps_are_measured_against_the_policy_that_sampled(toy):
     rl = toy.rl(grad_accum=3, ppo_epochs=2, micro_batch_size=2)
     optimizer = make_optimizer(rl)
     programs = make_programs(toy.forward, toy.unembed, optimizer, rl, toy.completion)
-    old = np.asarray(programs.logprobs(toy.init(), data.tokens, data.positions, data.mask))
+    old = np.asarray(programs.logprobs.run(toy.init(), data.tokens, data.positions, data.mask))
     state, sums = init_train_state(toy.init(), optimizer), []
     for rows in ([0, 1, 2], [3, 4, 5]) * 2:
         one = jax.tree.map(lambda x: x[None], pick(replace(data, old_logp=old), rows))

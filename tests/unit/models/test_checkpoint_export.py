@@ -37,7 +37,7 @@ def save(run, params, source, dtype="float32", lora=None):
         "misc": {"dtype": dtype, "huggingface_cache_dir": None, "huggingface_token_env": "HF_TOKEN"},
     }
     state = vars(init_train_state(params, make_optimizer(RLConfig())))  # Orbax writes the same of dict and dataclass
-    Checkpoints(run).save(state, {"update": 5, "config": config})
+    Checkpoints(run).save(state, {"update": 5, "config": config, "mesh": {"data": 1, "fsdp": 1, "tensor": 1}})
     return run / "checkpoint-5"
 
 

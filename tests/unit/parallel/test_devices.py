@@ -6,7 +6,11 @@ import sys
 import jax
 import pytest
 
-from jax_rl.parallel.devices import DeviceError, local_devices, place_models
+from jax_rl.config.schema import Config, MiscConfig, ModelConfig
+from jax_rl.parallel.devices import local_devices, place_models
+from jax_rl.parallel.seats import DeviceError, Seats
+
+NO_GPUS = Seats((), (), {})
 
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "cpu:0"])
@@ -26,20 +30,24 @@ def test_a_device_name_must_be_one():
 
 
 def test_an_id_that_is_not_there_is_named():
+    cfg = Config(model=ModelConfig(policy_gpu_ids=(0, 3)), misc=MiscConfig(device="cpu"))
     with pytest.raises(DeviceError, match=r"model.policy_gpu_ids names \[3\], but there are 1 devices"):
-        place_models("cpu", [0, 3], [])
+        place_models(cfg, NO_GPUS)
 
 
 def test_ids_pick_devices_and_the_reference_shares_by_default():
     code = """
 import jax; jax.config.update("jax_platforms", "cpu"); jax.config.update("jax_num_cpu_devices", 4)
+from jax_rl.config.schema import Config, MiscConfig, ModelConfig
 from jax_rl.parallel.devices import place_models
-ids = lambda devices: [d.id for d in devices]
-split, shared, plain = place_models("cpu", [2], [1]), place_models("cpu", [3], []), place_models("cpu", [], [])
-assert (ids(split.policy), ids(split.reference)) == ([2], [1])
-assert (ids(shared.policy), ids(shared.reference)) == ([3], [3])
-beside = place_models("cpu", [], [0]), place_models("cpu", [], [], "cpu:0")
-assert all((ids(p.policy), ids(p.reference)) == ([1], [0]) for p in beside)
-assert (ids(plain.policy), ids(plain.reference)) == ([0], [0])
+from jax_rl.parallel.seats import Seats
+def place(**model):
+    found = place_models(Config(model=ModelConfig(**model), misc=MiscConfig(device="cpu")), Seats((), (), {}))
+    return [d.id for d in found.policy], [d.id for d in found.reference]
+assert place(policy_gpu_ids=(2,), reference_gpu_ids=(1,)) == ([2], [1])
+assert place(policy_gpu_ids=(3, 0)) == ([3, 0], [3, 0])
+assert place() == ([0, 1, 2, 3], [0, 1, 2, 3])
+assert place(reference_gpu_ids=(0,)) == ([1, 2, 3], [0])
+assert place(reference_device="cpu:0") == ([1, 2, 3], [0])
 """
     subprocess.run([sys.executable, "-c", code], check=True)

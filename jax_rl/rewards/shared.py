@@ -1,0 +1,87 @@
+"""Scoring on several hosts: each scores its share of the translations with its own workers, and all hear of all scores."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from jax_rl.rewards.scoring import CompletionScores, Scorer, ScoringCounts
+from jax_rl.rewards.types import ErrorSpan, Missing, Score, Scored, Translation
+
+Gather = Callable[[str, Any], list[Any]]  # (what it is, this host's value) -> every host's, in order
+
+
+class SharedScorer:
+    """A `Scorer` that all hosts ask for the same batches in the same order; each result waits for all hosts."""
+
+    def __init__(self, scorer: Scorer, gather: Gather, index: int, count: int) -> None:
+        self._scorer, self._gather = scorer, gather
+        self._index, self._count = index, count
+
+    def submit(self, batch: Sequence[Translation]) -> "SharedScores":
+        """Starts scoring this host's share: a run of rows, so that most groups stay together."""
+        first, last = (len(batch) * i // self._count for i in (self._index, self._index + 1))
+        return SharedScores(self._scorer.submit(batch[first:last]), self._gather)
+
+    def score(self, batch: Sequence[Translation]) -> list[CompletionScores]:
+        """`submit`, and wait."""
+        return self.submit(batch).result()
+
+    def take_counts(self) -> ScoringCounts:
+        """What happened on all hosts since the last call."""
+        own = self._scorer.take_counts()
+        told = self._gather("counts", [dict(own.missing), own.unknown_severities, dict(own.events)])
+        total = ScoringCounts()
+        for missing, unknown, events in told:
+            total.missing += Counter(missing)
+            total.unknown_severities += unknown
+            total.events.update(events)
+        return total
+
+    def close(self) -> None:
+        self._scorer.close()
+
+
+class SharedScores:
+    """What `SharedScorer.submit` gives: all hosts must ask for the results, in the order of their submission."""
+
+    def __init__(self, own: "Future[list[CompletionScores]]", gather: Gather) -> None:
+        self._own, self._gather = own, gather
+
+    def result(self) -> list[CompletionScores]:
+        parts = self._gather("scores", [_to_plain(scores) for scores in self._own.result()])
+        return [_from_plain(plain) for part in parts for plain in part]
+
+
+def _to_plain(scores: CompletionScores) -> list[Any]:
+    reward = scores.sequence_reward
+    return [
+        {name: _score_to_plain(score) for name, score in scores.scores.items()},
+        reward.reason if isinstance(reward, Missing) else reward,
+        [_span_to_plain(span) for span in scores.spans],
+    ]
+
+
+def _from_plain(plain: list[Any]) -> CompletionScores:
+    scores, reward, spans = plain
+    return CompletionScores(
+        {name: _score_from_plain(score) for name, score in scores.items()},
+        Missing(reward) if isinstance(reward, str) else reward,
+        tuple(ErrorSpan(*span) for span in spans),
+    )
+
+
+def _score_to_plain(score: Score) -> Any:
+    if isinstance(score, Missing):
+        return score.reason
+    return [score.value, [_span_to_plain(span) for span in score.spans]]
+
+
+def _score_from_plain(plain: Any) -> Score:
+    if isinstance(plain, str):
+        return Missing(plain)
+    return Scored(plain[0], tuple(ErrorSpan(*span) for span in plain[1]))
+
+
+def _span_to_plain(span: ErrorSpan) -> list[Any]:
+    return [span.start, span.end, span.severity, span.confidence, span.text]

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import orbax.checkpoint as ocp
@@ -28,47 +28,83 @@ class CheckpointError(UserError):
     """The folder is not a checkpoint, or not one of this run."""
 
 
+class Together(Protocol):
+    """The hosts of a run, as `parallel.multihost.Hosts` has them."""
+
+    @property
+    def is_first(self) -> bool: ...
+
+    def gather(self, what: str, value: Any) -> list[Any]:
+        """Every host's value; nobody goes on before all have said theirs."""
+        ...
+
+
+class Alone:
+    """One host."""
+
+    is_first = True
+
+    def gather(self, what: str, value: Any) -> list[Any]:
+        return [value]
+
+
 class Checkpoints:
     """The checkpoints of one output folder.
 
     Args:
         keep_last: how many `checkpoint-N` stay; 0 = all.
         resume_only: keep `resume_latest` and no `checkpoint-N` (`logging.save_only_best`).
+        hosts: of a run with several, which share the folder and call everything here together: the first one moves
+            folders about, all write their parts of the arrays.
     """
 
-    def __init__(self, output_dir: Path, keep_last: int = 0, resume_only: bool = False):
+    def __init__(self, output_dir: Path, keep_last: int = 0, resume_only: bool = False, hosts: Together | None = None):
         self.dir = Path(output_dir)
         self.keep_last = keep_last
         self.resume_only = resume_only
+        self._hosts = hosts or Alone()
         self._old = self.dir / f".{RESUME}.old"
-        self.dir.mkdir(parents=True, exist_ok=True)
-        self._finish_publication()
+        if self._hosts.is_first:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            self._finish_publication()
+        self._hosts.gather("checkpoint folder", None)
 
     def save(self, state: Any, meta: dict) -> None:
         """Writes `resume_latest` and, unless `resume_only`, `checkpoint-{meta["update"]}`."""
         # a name of its own: TensorStore keeps what it knows of a path, also after the path is deleted
         new = self.dir / f".{RESUME}.new-{meta['update']}"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
+        if self._hosts.is_first:
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+        self._hosts.gather("checkpoint folder", None)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(new.absolute() / STATE, state)
             checkpointer.wait_until_finished()
-        _write_durably(new / META, json.dumps({"format": FORMAT, **meta}, indent=1))
-        if not self.resume_only:
-            self._publish_numbered(new, meta["update"])
-        self._finish_publication()
-        self._prune()
+        self._hosts.gather("part of the checkpoint", None)
+        if self._hosts.is_first:
+            _write_durably(new / META, json.dumps({"format": FORMAT, **meta}, indent=1))
+            if not self.resume_only:
+                self._publish_numbered(new, meta["update"])
+            self._finish_publication()
+            self._prune()
+        self._hosts.gather("checkpoint", None)
 
     def newest(self) -> Path | None:
         """The whole checkpoint with the highest update, or None."""
         whole = [p for p in (self.dir / RESUME, *self._numbered().values()) if is_checkpoint(p)]
-        return max(whole, key=lambda p: read_meta(p)["update"], default=None)
+        newest = max(whole, key=lambda p: read_meta(p)["update"], default=None)
+        found = self._hosts.gather("newest checkpoint", newest and newest.name)
+        if len(set(found)) > 1:
+            raise CheckpointError(f"the hosts see different checkpoints in {self.dir}: {found}; it must be shared")
+        return newest
 
     def set_aside_after(self, update: int) -> list[Path]:
         """Renames what is past `update`, so that no later resume mistakes it for this run's; returns the new paths.
 
         It is there when a run starts over, or goes on from an earlier checkpoint, in the folder of another.
         """
+        if not self._hosts.is_first:
+            return []
         checkpoints = [p for p in (*self._numbered().values(), self.dir / RESUME) if is_checkpoint(p)]
         renamed = [move_aside(p) for p in checkpoints if read_meta(p)["update"] > update]
         return [path for path in renamed if path is not None]

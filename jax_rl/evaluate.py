@@ -13,7 +13,8 @@ from jax_rl.config.schema import Config
 from jax_rl.credit import to_translations
 from jax_rl.data.prompts import Prompt
 from jax_rl.figures import completion_figures, mean_and_std, output_row, scoring_figures
-from jax_rl.rewards.scoring import CompletionScores, Scorer, metric_weights, weighted_sum
+from jax_rl.rewards.scoring import CompletionScores, metric_weights, weighted_sum
+from jax_rl.rewards.shared import AnyScorer
 from jax_rl.rollout.collect import RolloutBatch, generate_rollouts
 from jax_rl.rollout.engine import RolloutEngine
 from jax_rl.rollout.sampling import EVAL_STREAM, SamplingParams
@@ -45,7 +46,7 @@ def evaluate(
     params,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
-    scorer: Scorer,
+    scorer: AnyScorer,
     cfg: Config,
     *,
     with_baseline_temperature: bool = False,

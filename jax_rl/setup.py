@@ -6,6 +6,7 @@ workers' start. Nothing is written to the output folder before `open_run` has re
 
 import logging
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,9 +32,11 @@ from jax_rl.models.params import Params, Specs, count_params
 from jax_rl.models.registry import Model
 from jax_rl.parallel.devices import place_models
 from jax_rl.parallel.layouts import Layouts, make_layouts, make_transfer, placement_table
+from jax_rl.parallel.multihost import Hosts, find_cluster, join_hosts
 from jax_rl.parallel.seats import Seats, claim
 from jax_rl.parallel.sharding import Layout
-from jax_rl.rewards.scoring import Scorer, build_scorer
+from jax_rl.rewards.scoring import build_scorer
+from jax_rl.rewards.shared import AnyScorer, SharedScorer
 from jax_rl.rollout.engine import RolloutEngine
 from jax_rl.rollout.sampling import SamplingParams
 from jax_rl.tokens.tokenizer import Tokenizer
@@ -48,6 +51,7 @@ class Run:
     """Everything a run works with that training does not change."""
 
     cfg: Config
+    hosts: Hosts
     output_dir: Path
     tokenizer: Tokenizer
     model: Model  # as it runs on the policy's mesh
@@ -63,7 +67,7 @@ class Run:
     reference_logprobs: LogprobProgram
     reference: Params | None  # weights of the frozen reference; None under LoRA's base, or when no KL is asked for
     engine: RolloutEngine
-    scorer: Scorer
+    scorer: AnyScorer
     train_prompts: list[Prompt]
     eval_prompts: list[Prompt]
 
@@ -92,6 +96,29 @@ def open_run(cfg: Config, *, training: bool = True) -> Iterator[Run]:
     seats = claim(cfg)
     configure_jax(cfg)
     configure_hub(cfg)
+    hosts = join_hosts(
+        find_cluster(os.environ),
+        timeout_sec=cfg.misc.host_timeout_sec,
+        heartbeat_sec=cfg.misc.heartbeat_timeout_sec,
+        devices=len(seats.trainer) or None,
+    )
+    if not hosts.is_first:
+        logging.getLogger().setLevel(logging.WARNING)  # what all hosts would say, the first one says
+    try:
+        with _open_parts(cfg, seats, hosts, training) as run:
+            yield run
+    except BaseException as error:
+        if hosts.count > 1:
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            log.error("%s ends the run on all hosts: %s", hosts.name, message)
+            hosts.end_all(message, code=2 if isinstance(error, UserError) else 1)
+        raise
+
+
+@contextmanager
+def _open_parts(cfg: Config, seats: Seats, hosts: Hosts, training: bool) -> Iterator[Run]:
     placement = place_models(cfg, seats)
     if cfg.logging.resume_from_checkpoint:
         read_meta(Path(cfg.logging.resume_from_checkpoint))
@@ -109,7 +136,9 @@ def open_run(cfg: Config, *, training: bool = True) -> Iterator[Run]:
     output_dir = Path(cfg.logging.output_dir)
     dtype = jnp.dtype(cfg.misc.dtype)
     with ThreadPoolExecutor(max_workers=1) as background:
-        starting = background.submit(build_scorer, _seated(cfg.reward, seats), output_dir)
+        # each host's workers have a log and a cache of their own: SQLite over a network is for one writer
+        scoring_dir = output_dir if hosts.count == 1 else output_dir / f"host-{hosts.index}"
+        starting = background.submit(build_scorer, _seated(cfg.reward, seats), scoring_dir)
         try:
             reference = _load_reference(cfg, checkpoint, layouts.reference) if training else None
             _log_placement(cfg, seats, layouts, checkpoint.model, reference is not None)
@@ -122,6 +151,7 @@ def open_run(cfg: Config, *, training: bool = True) -> Iterator[Run]:
             )
             yield Run(
                 cfg=cfg,
+                hosts=hosts,
                 output_dir=output_dir,
                 tokenizer=tokenizer,
                 model=policy,
@@ -146,7 +176,9 @@ def open_run(cfg: Config, *, training: bool = True) -> Iterator[Run]:
                     dtype,
                     row_multiple=layouts.rollout.row_count,
                 ),
-                scorer=starting.result(),
+                scorer=starting.result()
+                if hosts.count == 1
+                else SharedScorer(starting.result(), hosts.gather, hosts.index, hosts.count),
                 train_prompts=train_prompts,
                 eval_prompts=eval_prompts,
             )

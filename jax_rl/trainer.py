@@ -25,8 +25,9 @@ from jax_rl.learning.optimizer import (
 from jax_rl.learning.update import UpdatePrograms, make_programs, run_update
 from jax_rl.models.hf_checkpoint import save_model
 from jax_rl.models.params import abstract_params
+from jax_rl.parallel.arrays import to_host
 from jax_rl.parallel.sharding import Layout, layout_of_sizes
-from jax_rl.runlog.run_log import RunLog
+from jax_rl.runlog.run_log import NoLog, RunLog
 from jax_rl.runlog.tables import Evaluated, print_report
 from jax_rl.runlog.timing import PhaseClock
 from jax_rl.setup import Run, open_run
@@ -93,12 +94,12 @@ def train(cfg: Config) -> None:
             layout,
             shardings_of(abstract_state(run, optimizer, layout)),
         )
-        checkpoints = Checkpoints(run.output_dir, cfg.logging.keep_last_n_checkpoints, cfg.logging.save_only_best)
+        keep, best_only = cfg.logging.keep_last_n_checkpoints, cfg.logging.save_only_best
+        checkpoints = Checkpoints(run.output_dir, keep, best_only, run.hosts)
         state, progress, resumed = start(run, optimizer, checkpoints)
         for kept in checkpoints.set_aside_after(progress.update if resumed else -1):
             log.warning("a checkpoint past the start of this run is kept as %s", kept)
-        (run.output_dir / "resolved_config.yaml").write_text(dump_config(cfg))
-        with RunLog(run.output_dir, cfg, resume_update=progress.update if resumed else None) as run_log:
+        with _open_log(run, progress.update if resumed else None) as run_log:
             if progress.update == 0 and progress.baseline is None and cfg.eval.run_before_train:
                 _evaluate(run, state, progress, run_log)
             while progress.update < cfg.rl.updates:
@@ -106,12 +107,13 @@ def train(cfg: Config) -> None:
                 last = progress.update == cfg.rl.updates
                 if last or _is_due(progress.update, cfg.eval.eval_every_n_updates):
                     _evaluate(run, state, progress, run_log)
-                if last or stop.requested or _is_due(progress.update, cfg.logging.save_every_n_updates):
+                stopping = run.hosts.any("wish to stop", stop.requested)
+                if last or stopping or _is_due(progress.update, cfg.logging.save_every_n_updates):
                     checkpoints.save(state, progress.to_meta(cfg))
-                if stop.requested and not last:
+                if stopping and not last:
                     log.warning("SIGTERM: saved after update %d; the same command goes on from there", progress.update)
                     return
-            save_model(run.output_dir / "final", run.model, run.policy(state.params), source=run.policy_folder)
+            _save_model(run, "final", state)
             run_log.finish(*_before_and_after(progress, cfg))
 
 
@@ -150,13 +152,14 @@ def _one_update(
     progress: Progress,
     programs: UpdatePrograms,
     checkpoints: Checkpoints,
-    run_log: RunLog,
+    run_log: RunLog | NoLog,
 ) -> TrainState:
     cfg, update, clock = run.cfg, progress.update + 1, PhaseClock()
     try:
         experience = collect_experience(run, state.params, update, clock)
-    except (Exception, KeyboardInterrupt):  # whatever it is: collecting changes no state, so the state can be saved
-        checkpoints.save(state, progress.to_meta(cfg))
+    except (Exception, KeyboardInterrupt) as error:  # collecting changes no state, so the state can be saved
+        if run.hosts.count == 1 or isinstance(error, RunStopped):  # else it may be this host's alone: no joint save
+            checkpoints.save(state, progress.to_meta(cfg))
         raise
     with clock.phase("update"):
         state, stats = run_update(state, experience.update_batch(), programs, cfg.rl, run.frozen)
@@ -185,7 +188,7 @@ def _train_row(experience: Experience, stats: dict[str, float | None], clock: Ph
     }
 
 
-def _evaluate(run: Run, state: TrainState, progress: Progress, run_log: RunLog) -> None:
+def _evaluate(run: Run, state: TrainState, progress: Progress, run_log: RunLog | NoLog) -> None:
     """Evaluates, logs, and keeps the best model. A baseline of update 0 is what later reports are compared with."""
     if not run.eval_prompts:
         return
@@ -211,7 +214,19 @@ def _evaluate(run: Run, state: TrainState, progress: Progress, run_log: RunLog) 
     score = row["model_select_score"]
     if not first and score is not None and (progress.best_score is None or score > progress.best_score):
         progress.best_score, progress.best_update = score, progress.update
-        save_model(run.output_dir / "best", run.model, run.policy(state.params), source=run.policy_folder)
+        _save_model(run, "best", state)
+
+
+def _save_model(run: Run, name: str, state: TrainState) -> None:
+    policy, first = run.policy(state.params), run.hosts.is_first
+    save_model(run.output_dir / name, run.model, policy, run.policy_folder, to_host=to_host, write=first)
+
+
+def _open_log(run: Run, resume_update: int | None) -> RunLog | NoLog:
+    if not run.hosts.is_first:
+        return NoLog()
+    (run.output_dir / "resolved_config.yaml").write_text(dump_config(run.cfg))
+    return RunLog(run.output_dir, run.cfg, resume_update)
 
 
 def _before_and_after(progress: Progress, cfg: Config) -> tuple[Evaluated | None, Evaluated | None]:
@@ -224,7 +239,7 @@ def _before_and_after(progress: Progress, cfg: Config) -> tuple[Evaluated | None
 def evaluate_only(cfg: Config) -> None:
     """Evaluates the policy, or the checkpoint that a run would go on from, and prints the table. Updates nothing."""
     with open_run(cfg, training=False) as run:
-        checkpoints = Checkpoints(run.output_dir)
+        checkpoints = Checkpoints(run.output_dir, hosts=run.hosts)
         state, progress, _ = start(run, make_optimizer(cfg.rl), checkpoints)
         progress.latest = evaluate(
             run.engine, run.rollout_policy(state.params), run.tokenizer, run.eval_prompts, run.scorer, cfg
@@ -232,7 +247,8 @@ def evaluate_only(cfg: Config) -> None:
         progress.latest_update = progress.update
         before, after = _before_and_after(progress, cfg)
         assert after is not None  # it was evaluated above
-        print_report(before, after)
+        if run.hosts.is_first:
+            print_report(before, after)
 
 
 def config_dict(cfg: Config) -> dict:

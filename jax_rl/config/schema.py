@@ -276,6 +276,8 @@ class MiscConfig:
     huggingface_cache_dir: OutputFolder | None = None
     huggingface_token: Secret = field(default=None, repr=False)  # never written; the variable below is the better place
     huggingface_token_env: str = "HF_TOKEN"
+    host_timeout_sec: Positive = 1800.0  # longest wait for another host, at the start and in every exchange
+    heartbeat_timeout_sec: Positive = 60.0  # a process of another host that is silent for this long is dead
     compilation_cache_dir: OutputFolder | None = None  # of compiled programs; null = ~/.cache/jax_rl
 
 

@@ -143,7 +143,15 @@ class Leaf:
     tensor: Callable[[int], np.ndarray]  # number in the spec's hf_names -> that tensor, fetched when its turn comes
 
 
-def save_model(out: Path | str, model: Model, params: Params, source: Path | str | None = None) -> None:
+def save_model(
+    out: Path | str,
+    model: Model,
+    params: Params,
+    source: Path | str | None = None,
+    *,
+    to_host: Callable[[jax.Array], np.ndarray] = np.asarray,
+    write: bool = True,
+) -> None:
     """Writes a Hugging Face folder, whole or not at all; a folder already at `out` is replaced.
 
     Args:
@@ -151,18 +159,25 @@ def save_model(out: Path | str, model: Model, params: Params, source: Path | str
         model, params: what to write, in the parameters' own dtype; adapters are merged.
         source: the checkpoint that training started from. Tensor names, config, tokenizer, and the tensors that are not
             the text model's (a vision tower) come from it. None: `out` itself, which holds a config.json.
+        to_host, write: of arrays that lie on several hosts: all of these call this with a `to_host` that gathers an
+            array on each, and one of them writes.
 
     Raises:
         ModelError: `source` is damaged, or cannot give what its config.json promises.
     """
-    leaves = jax.tree.map(_leaf_of_array, model.specs, params)
+    leaves = jax.tree.map(partial(_leaf_of_array, to_host), model.specs, params)
+    if not write:
+        for spec, leaf in zip(spec_leaves(model.specs), jax.tree.leaves(leaves), strict=True):
+            for row in range(len(spec.hf_names)):
+                leaf.tensor(row)
+        return
     write_model(out, model, leaves, out if source is None else source, params["embed"].dtype)
 
 
-def _leaf_of_array(spec: ParamSpec, held: jax.Array | Adapted) -> Leaf:
+def _leaf_of_array(to_host: Callable[[jax.Array], np.ndarray], spec: ParamSpec, held: jax.Array | Adapted) -> Leaf:
     def tensor(row: int) -> np.ndarray:
         one = held[row] if spec.stacked else held
-        return np.asarray(one.merged() if isinstance(one, Adapted) else real_part(one, spec.tensor_shape))
+        return to_host(one.merged() if isinstance(one, Adapted) else real_part(one, spec.tensor_shape))
 
     return Leaf(np.dtype(held.dtype), tensor)
 

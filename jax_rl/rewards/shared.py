@@ -1,4 +1,4 @@
-"""Scoring on several hosts: each scores its share of the translations with its own workers, and all hear of all scores."""
+"""Scoring on several hosts: each scores its share with its own workers, and all hear of all scores."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -40,6 +40,9 @@ class SharedScorer:
 
     def close(self) -> None:
         self._scorer.close()
+
+
+AnyScorer = Scorer | SharedScorer
 
 
 class SharedScores:

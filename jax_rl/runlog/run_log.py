@@ -17,6 +17,25 @@ log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 
 
+class NoLog:
+    """What the hosts that do not write have for a `RunLog`."""
+
+    def train(self, update: int, row: Row) -> None: ...
+
+    def evaluation(self, update: int, row: Row) -> None: ...
+
+    def rollouts(self, rows: Iterable[Row]) -> None: ...
+
+    def eval_outputs(self, rows: Iterable[Row]) -> None: ...
+
+    def finish(self, before: Evaluated | None, after: Evaluated | None) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
 class RunLog:
     """The log files of one output folder.
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from jax_rl.models.params import Params
 from jax_rl.models.registry import Model
+from jax_rl.parallel.arrays import to_host
 from jax_rl.rollout.decode import DecodePrograms, DecodeState
 from jax_rl.rollout.sampling import SamplingParams
 from jax_rl.rollout.shapes import ROOM, bucket, left_pad, next_smaller, round_up, row_bucket
@@ -96,7 +97,7 @@ class RolloutEngine:
         logp = np.zeros(completions.shape, np.float32)
         lengths = np.zeros(len(ids), np.int32)
         while True:
-            step, done, lengths[ids], completions[ids], logp[ids] = jax.device_get(
+            step, done, lengths[ids], completions[ids], logp[ids] = to_host(
                 (state.step, state.done, state.lengths, state.tokens, state.logp)
             )
             if done.all() or step == self.max_new_tokens:

@@ -7,6 +7,7 @@ loads, with the names of the checkpoint that training started from, its tokenize
 import copy
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 
 from jax_rl.models.errors import ModelError
@@ -28,6 +30,7 @@ from jax_rl.models.safetensors_file import FLOAT_TYPES, StoredTensor, TensorToWr
 from jax_rl.models.whole_folder import whole_folder
 
 MAX_FILE_BYTES = 5 << 30  # of an exported safetensors file, as transformers has it
+MAX_BUFFER_BYTES = 256 << 20  # of host memory that a shard of a stack is gathered in; a larger one goes layer by layer
 COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer, chat template, generation settings
 
 
@@ -120,19 +123,70 @@ def _mismatch(name: str, spec: ParamSpec, tensor: StoredTensor) -> list[str]:
 
 
 def _load_array(spec: ParamSpec, stored: list[StoredTensor], dtype: np.dtype, sharding: Sharding) -> jax.Array:
-    held = held_shape(spec.shape, sharding)
+    held, of_layer = held_shape(spec.shape, sharding), _without_layers(sharding)
+    shard_bytes = math.prod(sharding.shard_shape(held)) * dtype.itemsize
+    if spec.stacked and shard_bytes > MAX_BUFFER_BYTES and of_layer is not None:
+        return _load_by_layers(held, stored, dtype, sharding, of_layer)
 
     def read(index: Any) -> np.ndarray:  # a slice for each dimension of what is held
-        out = np.zeros([len(range(*part.indices(n))) for part, n in zip(index, held, strict=True)], dtype)
-        tensors = stored[index[0]] if spec.stacked else stored
-        inside = index[1:] if spec.stacked else index
+        out = _zeros(held, index, dtype)
+        tensors, inside = (stored[index[0]], index[1:]) if spec.stacked else (stored, index)
         for row, tensor in enumerate(tensors):
-            values = tensor.view()[inside]
-            target = out[row] if spec.stacked else out
-            target[tuple(slice(n) for n in values.shape)] = values
+            _copy(tensor, inside, out[row] if spec.stacked else out)
         return out
 
-    return jax.make_array_from_callback(held, sharding, read)
+    return _fill(held, sharding, read)
+
+
+def _load_by_layers(
+    held: tuple[int, ...], stored: list[StoredTensor], dtype: np.dtype, sharding: Sharding, of_layer: Sharding
+) -> jax.Array:
+    """Fills the stack on the devices, where it is donated from layer to layer: the host holds one layer's shard."""
+    stack = jax.jit(partial(jnp.zeros, held, dtype), out_shardings=sharding)()
+    put = jax.jit(_put_layer, donate_argnums=0, out_shardings=sharding)
+
+    def read(tensor: StoredTensor, index: Any) -> np.ndarray:
+        out = _zeros(held[1:], index, dtype)
+        _copy(tensor, index, out)
+        return out
+
+    for row, tensor in enumerate(stored):
+        stack = jax.block_until_ready(put(stack, _fill(held[1:], of_layer, partial(read, tensor)), row))
+    return stack
+
+
+def _put_layer(stack: jax.Array, layer: jax.Array, row: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, layer, row, 0)
+
+
+def _without_layers(sharding: Sharding) -> Sharding | None:
+    """The sharding of one layer of a stack; None where the layers themselves are split, or it cannot be told."""
+    if isinstance(sharding, SingleDeviceSharding):
+        return sharding
+    if isinstance(sharding, NamedSharding) and (not sharding.spec or sharding.spec[0] is None):
+        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    return None
+
+
+def _fill(shape: tuple[int, ...], sharding: Sharding, read: Callable[[Any], np.ndarray]) -> jax.Array:
+    """An array of what `read` gives for the index of each shard that is on this process's devices.
+
+    One shard after the other: `make_array_from_callback` would have them all in host memory at once.
+    """
+    indices = sharding.addressable_devices_indices_map(shape)
+    parts = [jax.block_until_ready(jax.device_put(read(index), device)) for device, index in indices.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def _zeros(shape: tuple[int, ...], index: Any, dtype: np.dtype) -> np.ndarray:
+    """Room for the part of an array that `index` names."""
+    return np.zeros([len(range(*part.indices(n))) for part, n in zip(index, shape, strict=True)], dtype)
+
+
+def _copy(tensor: StoredTensor, index: Any, out: np.ndarray) -> None:
+    """Into the beginning of `out`, as far as the tensor goes."""
+    values = tensor.view()[index]
+    out[tuple(slice(n) for n in values.shape)] = values
 
 
 @dataclass(frozen=True)

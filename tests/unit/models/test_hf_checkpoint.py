@@ -82,10 +82,14 @@ def test_sharded_files_load_as_one(text_hf, text_folder, tmp_path):
 
 
 def test_arrays_are_read_sharded(text_folder):
-    """On 4 simulated devices, split over the first axis that divides, stacked leaves over a later one too."""
+    """On 4 simulated devices, split over the first axis that divides, stacked leaves over a later one too.
+
+    Whether stacks are gathered on the host or filled layer by layer, as big ones are, must not matter.
+    """
     code = """
 import sys, jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax_rl.models import hf_checkpoint
 from jax_rl.models.hf_checkpoint import load_model
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"))
 def sharding_for(spec):
@@ -95,6 +99,12 @@ def sharding_for(spec):
 _, whole = load_model(sys.argv[1], np.float32)
 _, parts = load_model(sys.argv[1], np.float32, sharding_for)
 jax.tree.map(np.testing.assert_array_equal, whole, parts)
+hf_checkpoint.MAX_BUFFER_BYTES = 0
+for sharding in (None, sharding_for):
+    _, by_layers = load_model(sys.argv[1], np.float32, sharding)
+    jax.tree.map(np.testing.assert_array_equal, whole, by_layers)
+    up_proj = by_layers["blocks"]["0"]["mlp"]["up_proj"]
+    assert up_proj.sharding == (whole if sharding is None else parts)["blocks"]["0"]["mlp"]["up_proj"].sharding
 shard = parts["blocks"]["0"]["mlp"]["up_proj"].addressable_shards[0].data
 print(len(jax.devices()), parts["embed"].addressable_shards[0].data.shape, shard.shape)
 """

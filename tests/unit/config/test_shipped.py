@@ -9,6 +9,13 @@ from jax_rl.config import dump_config, load_config
 SHIPPED = {  # name -> what a fresh clone has instead of a model that is made only on demand
     "train_toy.yaml": [],
     "smollm2_135m.yaml": ["model.policy_name_or_path={repo}/configs/toy/policy"],
+    "wmt24pp_enko_gemma3_4b.yaml": [],
+    "gemma3_27b_8gpu.yaml": [],
+    "gemma3_27b_8gpu_colocated.yaml": [],
+    "gemma3_27b_8gpu_lora.yaml": [],
+    "gemma3_27b_2x8gpu.yaml": [],
+    "gemma3_27b_v5p_64.yaml": [],
+    "qwen3_5_27b_8gpu_mqm.yaml": [],
 }
 
 

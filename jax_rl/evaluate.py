@@ -15,7 +15,7 @@ from jax_rl.data.prompts import Prompt
 from jax_rl.figures import completion_figures, mean_and_std, output_row, scoring_figures
 from jax_rl.rewards.scoring import CompletionScores, metric_weights, weighted_sum
 from jax_rl.rewards.shared import AnyScorer
-from jax_rl.rollout.collect import RolloutBatch, generate_rollouts
+from jax_rl.rollout.collect import RolloutBatch, concatenate, generate_rollouts, in_order
 from jax_rl.rollout.engine import RolloutEngine
 from jax_rl.rollout.sampling import EVAL_STREAM, SamplingParams
 from jax_rl.tokens.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ def evaluate(
     `eval.temperature`, always with the same keys, so that reports of different updates are paired.
     """
 
-    def run(temperature: float, group_size: int) -> list[tuple[RolloutBatch, list[CompletionScores]]]:
+    def run(temperature: float, group_size: int) -> tuple[RolloutBatch, list[CompletionScores]]:
         batches = generate_rollouts(
             engine,
             params,
@@ -71,22 +71,23 @@ def evaluate(
             prompts_per_batch=cfg.generation.prompts_per_batch,
         )
         under_way = [(batch, scorer.submit(to_translations(batch))) for batch in batches]
-        return [(batch, future.result()) for batch, future in under_way]
+        parts = [batch for batch, _ in under_way]
+        return concatenate(parts, tokenizer.pad_id), in_order(parts, [future.result() for _, future in under_way])
 
     offset = cfg.reward.metricx.offset
     greedy = run(0.0, 1)
     samples = cfg.eval.num_samples_per_prompt
-    figures = {"greedy": _figures(greedy, 1, offset)}
+    figures = {"greedy": _figures(*greedy, 1, offset)}
     if samples > 1:
-        figures["sampled"] = _figures(run(cfg.eval.temperature, samples), samples, offset)
+        figures["sampled"] = _figures(*run(cfg.eval.temperature, samples), samples, offset)
         if with_baseline_temperature and cfg.eval.baseline_temperature is not None:
-            figures["colder"] = _figures(run(cfg.eval.baseline_temperature, samples), samples, offset)
-    outputs = [output_row(batch, row, s) for batch, scores in greedy for row, s in enumerate(scores)]
+            figures["colder"] = _figures(*run(cfg.eval.baseline_temperature, samples), samples, offset)
+    outputs = [output_row(greedy[0], row, s) for row, s in enumerate(greedy[1])]
     return EvalReport(figures, scoring_figures(scorer.take_counts()), corpus_scores(outputs, cfg), outputs)
 
 
-def _figures(scored: list[tuple[RolloutBatch, list[CompletionScores]]], group_size: int, offset: float) -> Figures:
-    rows = [completion_figures(r, s, offset) for batch, scores in scored for r, s in zip(batch.rollouts, scores)]
+def _figures(batch: RolloutBatch, scores: list[CompletionScores], group_size: int, offset: float) -> Figures:
+    rows = [completion_figures(r, s, offset) for r, s in zip(batch.rollouts, scores)]
     names = rows[0]
     per_completion = {name: [row[name] for row in rows] for name in names}
     return {name: _group_means(values, group_size) for name, values in per_completion.items()}

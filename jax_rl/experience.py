@@ -16,7 +16,7 @@ from jax_rl.learning.update import UpdateBatch, start_logprobs
 from jax_rl.models.params import Params
 from jax_rl.rewards.scoring import CompletionScores
 from jax_rl.rewards.types import Missing
-from jax_rl.rollout.collect import RolloutBatch, concatenate, generate_rollouts
+from jax_rl.rollout.collect import RolloutBatch, concatenate, generate_rollouts, in_order
 from jax_rl.runlog.timing import PhaseClock
 from jax_rl.setup import Run, training_sampling
 
@@ -95,11 +95,12 @@ def collect_experience(run: Run, trained: Params, update: int, clock: PhaseClock
     )
     with clock.phase("rollout"):
         under_way = [(part, run.scorer.submit(to_translations(part)), start_reference(part)) for part in rollouts]
-        batch = concatenate([part for part, _, _ in under_way], run.tokenizer.pad_id)
+        parts = [part for part, _, _ in under_way]
+        batch = concatenate(parts, run.tokenizer.pad_id)
     with clock.phase("reference"):
-        ref_logp = None if reference is None else np.concatenate([finish() for _, _, finish in under_way])
+        ref_logp = None if reference is None else np.stack(in_order(parts, [finish() for _, _, finish in under_way]))
     with clock.phase("score_wait"):
-        scores = [score for _, future, _ in under_way for score in future.result()]
+        scores = in_order(parts, [future.result() for _, future, _ in under_way])
     scoring = scoring_figures(run.scorer.take_counts())
     credit = assign_credit(batch, scores, cfg.reward)
     _require_scores(scores, cfg.reward)

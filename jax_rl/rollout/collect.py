@@ -1,8 +1,8 @@
 """From token ids to completions: texts, character ranges and the arrays that the update trains on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from jax_rl.rollout.engine import RolloutEngine
 from jax_rl.rollout.sampling import SamplingParams, sample_keys
 from jax_rl.tokens.offsets import compute_token_char_offsets
 from jax_rl.tokens.tokenizer import Tokenizer
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class RolloutBatch:
     positions: np.ndarray  # [B, P+T] int32, -1 on padding
     mask: np.ndarray  # [B, T] bool
     logp: np.ndarray  # [B, T] float32, the sampler's
+    places: np.ndarray  # [B] each completion's row when all prompts stand in the order they were asked for
 
 
 def generate_rollouts(
@@ -56,15 +59,19 @@ def generate_rollouts(
     """Yields the completions of `prompts`, `prompts_per_batch` prompts at a time (0 = all at once).
 
     A consumer may score one batch while the next is generated. What is sampled does not depend on the batching.
+    Prompts of like length, whose translations end at about the same time, share a batch: `in_order` and `concatenate`
+    give the order of `prompts` back.
 
     Args:
         prompt_ids: a stable number of each prompt (its row in the data set), part of its samples' keys.
         seed, stream: the rest of the keys; `stream` is the update's number or `sampling.EVAL_STREAM`.
     """
     size = prompts_per_batch or len(prompts)
+    order = np.argsort([len(p.token_ids) for p in prompts], kind="stable")
     for start in range(0, len(prompts), size):
-        chunk = prompts[start : start + size]
-        keys = sample_keys(seed, stream, np.asarray(prompt_ids[start : start + size], np.int32), group_size)
+        numbers = np.sort(order[start : start + size])
+        chunk = [prompts[i] for i in numbers]
+        keys = sample_keys(seed, stream, np.asarray(prompt_ids, np.int32)[numbers], group_size)
         generated = engine.generate(params, [p.token_ids for p in chunk], keys, group_size, sampling)
         rows = [prompt for prompt in chunk for _ in range(group_size)]
         rollouts = []
@@ -85,24 +92,36 @@ def generate_rollouts(
                     finish_reason="stop" if ids[-1] in engine.eos_ids else "length",
                 )
             )
-        yield RolloutBatch(rollouts, rows, generated.tokens, generated.positions, generated.mask, generated.logp)
+        places = (numbers[:, None] * group_size + np.arange(group_size)).reshape(-1)
+        arrays = (generated.tokens, generated.positions, generated.mask, generated.logp)
+        yield RolloutBatch(rollouts, rows, *arrays, places)
+
+
+def in_order(batches: Sequence[RolloutBatch], per_batch: Iterable[Iterable[Item]]) -> list[Item]:
+    """One item a completion, batch by batch, put into the order that the prompts were asked for in."""
+    items = [item for batch in per_batch for item in batch]
+    return [items[i] for i in np.argsort(np.concatenate([b.places for b in batches]))]
 
 
 def concatenate(batches: Sequence[RolloutBatch], pad_id: int) -> RolloutBatch:
-    """One batch of all, its prompts left-padded to the widest."""
+    """One batch of all, in the order that the prompts were asked for in, left-padded to the widest."""
     completion_len = batches[0].mask.shape[1]
     widest = max(b.tokens.shape[1] for b in batches)
-
-    def widen(arrays: list[np.ndarray], fill: int) -> np.ndarray:
-        return np.concatenate([np.pad(a, ((0, 0), (widest - a.shape[1], 0)), constant_values=fill) for a in arrays])
-
     if any(b.mask.shape[1] != completion_len for b in batches):
         raise ValueError("batches of different max_new_tokens cannot be concatenated")
+    places = np.concatenate([b.places for b in batches])
+    order = np.argsort(places)
+
+    def widen(arrays: list[np.ndarray], fill: int) -> np.ndarray:
+        wide = [np.pad(a, ((0, 0), (widest - a.shape[1], 0)), constant_values=fill) for a in arrays]
+        return np.concatenate(wide)[order]
+
     return RolloutBatch(
-        rollouts=[r for b in batches for r in b.rollouts],
-        prompts=[p for b in batches for p in b.prompts],
+        rollouts=in_order(batches, [b.rollouts for b in batches]),
+        prompts=in_order(batches, [b.prompts for b in batches]),
         tokens=widen([b.tokens for b in batches], pad_id),
         positions=widen([b.positions for b in batches], -1),
-        mask=np.concatenate([b.mask for b in batches]),
-        logp=np.concatenate([b.logp for b in batches]),
+        mask=np.concatenate([b.mask for b in batches])[order],
+        logp=np.concatenate([b.logp for b in batches])[order],
+        places=places[order],
     )

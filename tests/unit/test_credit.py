@@ -14,7 +14,7 @@ from jax_rl.rollout.collect import Rollout, RolloutBatch, concatenate
 EXAMPLE = Example("a", "Open file", "English", "Korean", "en", "ko", "파일 열기")
 
 
-def batch(texts_and_offsets, width=5, prompt_width=4) -> RolloutBatch:
+def batch(texts_and_offsets, width=5, prompt_width=4, first=0) -> RolloutBatch:
     rollouts, mask = [], np.zeros((len(texts_and_offsets), width), bool)
     for row, (text, offsets) in enumerate(texts_and_offsets):
         ids = list(range(10, 10 + len(offsets)))
@@ -22,9 +22,8 @@ def batch(texts_and_offsets, width=5, prompt_width=4) -> RolloutBatch:
         rollouts.append(Rollout("a", "p", [1], text, ids, [-1.0] * len(ids), None, offsets, "stop"))
     shape = (len(rollouts), prompt_width + width)
     prompts = [Prompt(EXAMPLE, "p", (1,))] * len(rollouts)
-    return RolloutBatch(
-        rollouts, prompts, np.zeros(shape, np.int32), np.full(shape, -1, np.int32), mask, -mask.astype(np.float32)
-    )
+    tokens, positions, logp = np.zeros(shape, np.int32), np.full(shape, -1, np.int32), -mask.astype(np.float32)
+    return RolloutBatch(rollouts, prompts, tokens, positions, mask, logp, first + np.arange(len(rollouts)))
 
 
 def scored(reward, spans=(), **values) -> CompletionScores:
@@ -89,7 +88,7 @@ def test_what_depends_on_the_cache_stays_out_of_the_rows():
 
 
 def test_concatenate_aligns_prompts_on_the_right():
-    narrow, wide = batch(TWO, prompt_width=4), batch(TWO, prompt_width=7)
+    narrow, wide = batch(TWO, prompt_width=4), batch(TWO, prompt_width=7, first=2)
     both = concatenate([narrow, wide], pad_id=9)
     assert both.tokens.shape == (4, 12) and len(both.rollouts) == 4
     assert both.tokens[0, :3].tolist() == [9, 9, 9] and both.positions[0, :3].tolist() == [-1, -1, -1]

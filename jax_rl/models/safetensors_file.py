@@ -135,5 +135,6 @@ def write_file(path: Path, tensors: Sequence[TensorToWrite]) -> None:
         for tensor in tensors:
             for piece in tensor.data():
                 file.write(piece)
+                del piece  # else it would be held while the next one is fetched
         if file.tell() != 8 + len(text) + offset:
             raise ModelError(f"{path}: wrote {file.tell()} bytes, expected {8 + len(text) + offset}")

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jax_rl.config.schema import Config, MeshConfig
@@ -45,10 +46,27 @@ def make_transfer(specs: Specs, source: Layout, target: Layout) -> Callable[[Par
     if all(same):
         return lambda params: params
 
+    turn = _turn if source.mesh.shape["fsdp"] == source.mesh.size else lambda array, to: array
+
     def move(params: Params) -> Params:
-        return jax.tree.map(lambda spec, array, to: hold(array, spec.shape, to), specs, params, shardings)
+        return jax.tree.map(lambda spec, array, to: hold(turn(array, to), spec.shape, to), specs, params, shardings)
 
     return jax.jit(move, out_shardings=shardings)
+
+
+def _turn(array: jax.Array, to: NamedSharding) -> jax.Array:
+    """A stop half-way from fsdp alone to `to`: every device still holds its share alone, already cut along tensor.
+
+    Without it XLA makes a whole copy on each device first ("involuntary full rematerialization").
+    """
+    cut = [*to.spec, *[None] * (array.ndim - len(to.spec))]
+    rest = ("data", "fsdp")
+    for d in reversed(range(array.ndim)):
+        axes = (cut[d],) if isinstance(cut[d], str) else cut[d] or ()
+        if not {*axes} & {*rest} and array.shape[d] % to.mesh.size == 0:
+            half_way = NamedSharding(to.mesh, P(*cut[:d], (*axes, *rest), *cut[d + 1 :]))
+            return jax.lax.with_sharding_constraint(array, half_way)
+    return array
 
 
 def _leaves(*trees):

@@ -96,14 +96,14 @@ def layout_of_sizes(sizes: dict[str, int]) -> Layout:
     return Layout(AbstractMesh(tuple(sizes.values()), tuple(sizes)))
 
 
-def check_tensor(model: Model, mesh: Mesh, key: str) -> None:
+def check_tensor(model: Model, mesh: Mesh | AbstractMesh, key: str) -> None:
     """Whether whole heads lie on each device.
 
     Raises:
         ShardingError: names the parameter, its dimension and the counts that would work.
     """
     tensor = mesh.shape["tensor"]
-    works = [n for n in tensor_counts(model) if n <= mesh.devices.size]
+    works = [n for n in tensor_counts(model) if n <= mesh.size]
     for spec in spec_leaves(model.specs):
         for d, axis in enumerate(spec.axes):
             count = _parts(model, axis, spec.shape[d])

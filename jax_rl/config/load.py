@@ -25,11 +25,12 @@ Section = TypeVar("Section")
 log = logging.getLogger(__name__)
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Iterable[str] = (), *, files: bool = True) -> Config:
     """Read a YAML file, apply `section.key=value` overrides, and check the whole.
 
     Relative paths, those of overrides too, count from the file's folder. What is accepted but has no effect is logged,
-    a line each. Raises `ConfigError`, which lists every problem of the file and of the overrides.
+    a line each. `files`: whether what it names must be there. Raises `ConfigError`, which lists every problem of the
+    file and of the overrides.
     """
     path = Path(path)
     tree = _read(path)
@@ -44,7 +45,8 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     cfg = resolve_paths(_build(Config, values, "", problems), path.resolve().parent)
     bad = {problem.keys[0] for problem in problems if problem.keys}
     # a rule says nothing about a key that already has a problem of its own
-    problems += [problem for problem in check_values(cfg) + find_missing(cfg) if bad.isdisjoint(problem.keys)]
+    found = check_values(cfg) + (find_missing(cfg) if files else [])
+    problems += [problem for problem in found if bad.isdisjoint(problem.keys)]
     if problems:
         raise ConfigError(str(path), (_located(problem, tree, overridden) for problem in problems))
     for notice in notices + explain_unused_values(cfg) + explain_doubts(cfg):

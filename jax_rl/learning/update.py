@@ -184,7 +184,7 @@ def run_update(
     if rl.kl_coef and data.ref_logp is None:
         raise ValueError(f"rl.kl_coef is {rl.kl_coef} but the batch has no ref_logp: compute it, or set kl_coef to 0")
     data = jax.tree.map(np.asarray, data)
-    step_rows, micro_rows = _sizes(rl, len(data.mask), programs.layout)
+    step_rows, micro_rows = step_sizes(rl, len(data.mask), programs.layout)
     has_tokens = data.mask.any(axis=1)
     data = jax.tree.map(lambda x: x[has_tokens], data)
     starts = range(0, len(data.mask), step_rows)
@@ -225,7 +225,7 @@ def start_logprobs(
     return lambda: np.concatenate([np.zeros((0, mask.shape[1]), np.float32), *jax.device_get(parts)])[:total]
 
 
-def _sizes(rl: RLConfig, completions: int, layout: Layout | None) -> tuple[int, int]:
+def step_sizes(rl: RLConfig, completions: int, layout: Layout | None) -> tuple[int, int]:
     """Completions of an optimizer step and of a micro-batch: of all that were rolled out, so that shapes stay."""
     step_rows = max(min(rl.grad_accum or completions, completions), 1)
     return step_rows, _fill(min(rl.micro_batch_size or step_rows, step_rows), layout)

@@ -14,10 +14,10 @@ LEVELS = [  # a room imports from its own level's same room and from the levels 
     {"data", "checkpoints", "parallel", "runlog"},
     {"rollout", "learning", "rewards"},
     {"credit", "figures", "setup"},
-    {"evaluate", "experience"},
+    {"evaluate", "experience", "planning"},
     {"trainer", "checkpoint_view"},
     {"checkpoint_export"},
-    {"train", "inspect_checkpoint", "export", "toy"},
+    {"train", "inspect_checkpoint", "export", "plan", "toy"},
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 TOP = {"credit", "figures", "setup", "evaluate", "experience"}  # single files, which may use each other in this order

@@ -1,0 +1,266 @@
+"""The programs of an update on abstract arrays: the trainer's own code, compiled and never run."""
+
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Sharding
+
+from jax_rl.config import Config, resolve_reference
+from jax_rl.learning.optimizer import abstract_train_state, make_optimizer
+from jax_rl.learning.update import UpdateBatch, make_logprob_program, make_update_step, step_sizes
+from jax_rl.models.lora import adapter_specs, policy_weights
+from jax_rl.models.params import Params, Specs, abstract_params
+from jax_rl.models.registry import Model
+from jax_rl.parallel.layouts import Layouts
+from jax_rl.parallel.sharding import Layout
+from jax_rl.planning.flops import forward_flops, train_flops
+from jax_rl.rollout.engine import RolloutEngine, bucket
+from jax_rl.setup import training_sampling
+
+COLLECTIVES = re.compile(r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+OVER_MEMORY = re.compile(r"total \(([\d.]+)([KMG])\)|Used ([\d.]+)([KMG]) of")
+
+
+@dataclass(frozen=True)
+class Program:
+    """One compiled program. Bytes are per device.
+
+    Attributes:
+        bytes_per_device: parameters (frozen ones too), optimizer (moments and low bits), gradients (f32, the full set
+            that an optimizer step adds up), kv_cache, inputs, temporaries (all else that lives in between).
+        peak_bytes: arguments, results and temporaries together; None where the compiler refused and did not say.
+        flops: of all calls of one update, by formula, over all devices.
+        collectives: operations in the program's text; one inside a loop over layers or tokens counts once.
+        calls: how often an update runs it.
+        refused: the compiler's words, where it found that the program does not fit.
+    """
+
+    name: str
+    devices: int
+    bytes_per_device: dict[str, int]
+    peak_bytes: int | None
+    flops: int
+    collectives: dict[str, int]
+    compile_cpu_seconds: float
+    calls: int
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """The shapes of an update, from the config alone: every prompt as long as it may be."""
+
+    prompts: int  # of one generation batch
+    batches: int  # generation batches
+    group: int
+    prompt_len: int
+    new_tokens: int
+    step_rows: int  # completions of an optimizer step
+    micro_rows: int  # of a forward and backward pass
+    steps: int  # optimizer steps
+
+    @property
+    def length(self) -> int:
+        return self.prompt_len + self.new_tokens
+
+    @property
+    def micro_batches(self) -> int:
+        """Of an optimizer step."""
+        return math.ceil(self.step_rows / self.micro_rows)
+
+
+def work_of(cfg: Config, layouts: Layouts) -> Work:
+    group, prompts = cfg.generation.num_samples_per_prompt, cfg.rl.batch_size
+    completions = prompts * group
+    step_rows, micro_rows = step_sizes(cfg.rl, completions, layouts.policy)
+    at_once = min(cfg.generation.prompts_per_batch or prompts, prompts)
+    multiple = layouts.rollout.row_count // math.gcd(layouts.rollout.row_count, group)
+    return Work(
+        prompts=-(-at_once // multiple) * multiple,
+        batches=math.ceil(prompts / at_once),
+        group=group,
+        prompt_len=bucket(cfg.data.max_prompt_tokens),
+        new_tokens=cfg.generation.max_new_tokens,
+        step_rows=step_rows,
+        micro_rows=micro_rows,
+        steps=math.ceil(completions / step_rows) * cfg.rl.ppo_epochs,
+    )
+
+
+class Builder:
+    """Makes the programs of one config on its layouts."""
+
+    def __init__(self, cfg: Config, model: Model, layouts: Layouts):
+        self.cfg, self.model, self.layouts = cfg, model, layouts
+        self.dtype = jnp.dtype(cfg.misc.dtype)
+        self.work = work_of(cfg, layouts)
+        lora = cfg.model.lora
+        self.adapters = adapter_specs(model.specs, lora.rank, lora.target_modules) if lora.enabled else None
+        self.scale = lora.alpha / lora.rank
+        self.trained_specs: Specs = model.specs if self.adapters is None else self.adapters
+        self.trained_dtype = self.dtype if self.adapters is None else jnp.dtype(jnp.float32)
+
+    def trained(self, layout: Layout) -> Params:
+        return abstract_params(self.trained_specs, self.trained_dtype, layout.sharding_for)
+
+    def frozen(self, layout: Layout) -> Params | None:
+        """The weights that adapters adapt; None where all weights are trained."""
+        return None if self.adapters is None else abstract_params(self.model.specs, self.dtype, layout.sharding_for)
+
+    def policy(self, layout: Layout, scale: float) -> Params:
+        weights = policy_weights(self.trained(layout), self.frozen(layout), scale)
+        return jax.tree.map(partial(_abstract, sharding=layout.replicated), weights)
+
+    def generation(self) -> list[Program]:
+        """Prefill, and decode with the cache that prefill leaves."""
+        work, layout = self.work, self.layouts.rollout
+        params = self.policy(layout, self.scale)
+        engine = RolloutEngine(replace(self.model, place=layout), work.new_tokens, (1,), 0, self.dtype)
+        sampling = training_sampling(self.cfg)
+        prompts = jax.ShapeDtypeStruct((work.prompts, work.prompt_len), jnp.int32, sharding=layout.replicated)
+        rows = work.prompts * work.group
+        keys = jax.ShapeDtypeStruct((rows,), jax.random.key(0).dtype, sharding=layout.replicated)
+        static = {"group_size": work.group, "track_seen": sampling.repetition_penalty != 1.0}
+        lower = partial(engine.prefill_program.lower, params, prompts, prompts, **static)
+        flops = forward_flops(self.model, work.prompts, work.prompt_len, 1)
+        parts = {"parameters": params, "inputs": (prompts, prompts)}
+        prefill, compiled = _compile("prefill", layout, lower, parts, flops, work.batches)
+        shapes = jax.eval_shape(partial(engine.prefill_program, **static), params, prompts, prompts)
+        if compiled is None:
+            return [prefill]
+        state = jax.tree.map(_with_sharding, shapes, compiled.output_shardings)
+        prefill = _set(prefill, kv_cache=_bytes(state.cache))
+        lower = partial(engine.decode_program.lower, params, state, keys, sampling=sampling)
+        flops = forward_flops(self.model, rows, work.new_tokens, work.new_tokens, before=work.prompt_len)
+        parts = {"parameters": params, "kv_cache": state.cache, "inputs": (state._replace(cache=None), keys)}
+        return [prefill, _compile("decode", layout, lower, parts, flops, work.batches)[0]]
+
+    def reference(self) -> list[Program]:
+        """Logprobs under the frozen reference; nothing where no KL is asked for."""
+        if not self.cfg.rl.kl_coef:
+            return []
+        work, layout = self.work, self.layouts.reference
+        model = replace(self.model, place=layout)
+        program = make_logprob_program(model.forward, model.unembed, layout).run
+        if resolve_reference(self.cfg) == "lora_base":
+            params = self.policy(layout, 0.0)
+        else:
+            params = abstract_params(model.specs, self.dtype, layout.sharding_for)
+        completions = work.prompts * work.group
+        rows = layout.fill(min(self.cfg.rl.micro_batch_size or self.cfg.rl.grad_accum or completions, completions))
+        batch = self._batch((rows,), layout.rows(), old=False)
+        inputs = (batch.tokens, batch.positions, batch.mask)
+        flops = forward_flops(self.model, rows, work.length, work.new_tokens)
+        calls = math.ceil(completions / rows) * work.batches
+        parts = {"parameters": params, "inputs": inputs}
+        return [_compile("reference", layout, partial(program.lower, params, *inputs), parts, flops, calls)[0]]
+
+    def train(self) -> Program:
+        work, layout, rl = self.work, self.layouts.policy, self.cfg.rl
+        model, optimizer = replace(self.model, place=layout), make_optimizer(rl)
+        trained, frozen = self.trained(layout), self.frozen(layout)
+        state = abstract_train_state(trained, optimizer, layout.replicated)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        step = make_update_step(
+            model.forward, model.unembed, optimizer, rl, work.new_tokens, self.scale, layout, shardings
+        )
+        batch = self._batch((work.micro_batches, work.micro_rows), layout.rows(1), old=work.steps > 1)
+        flops = train_flops(
+            self.model, work.micro_batches * work.micro_rows, work.length, work.new_tokens, self.adapters
+        )
+        parts = {"parameters": (trained, frozen), "optimizer": state.opt_state, "inputs": batch}
+        program, _ = _compile("train", layout, partial(step.lower, state, frozen, batch), parts, flops, work.steps)
+        gradients = _bytes(jax.tree.map(lambda p: _with_dtype(p, jnp.float32), trained))
+        return _set(program, gradients=gradients)
+
+    def _batch(self, rows: tuple[int, ...], sharding: Sharding, *, old: bool) -> UpdateBatch:
+        def array(columns: int, dtype: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((*rows, columns), dtype, sharding=sharding)
+
+        tokens, values = array(self.work.length, jnp.int32), array(self.work.new_tokens, jnp.float32)
+        return UpdateBatch(
+            tokens=tokens,
+            positions=tokens,
+            mask=array(self.work.new_tokens, jnp.bool_),
+            advantages=values,
+            ref_logp=values if self.cfg.rl.kl_coef else None,
+            old_logp=values if old else None,
+            sampler_logp=values,
+        )
+
+
+def _compile(
+    name: str, layout: Layout, lower: Callable[[], Any], parts: dict[str, Any], flops: int, calls: int
+) -> tuple[Program, Any]:
+    """The program, and what the compiler made of it (None: it refused)."""
+    start = time.process_time()
+    sizes = {part: _bytes(tree) for part, tree in parts.items()}
+    program = Program(name, layout.mesh.devices.size, sizes, None, flops * calls, {}, 0.0, calls)
+    try:
+        compiled = lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        words = str(error).strip().splitlines()[0]
+        seconds = time.process_time() - start
+        return replace(program, refused=words, peak_bytes=_wanted(words), compile_cpu_seconds=seconds), None
+    memory = compiled.memory_analysis()
+    arguments = memory.argument_size_in_bytes
+    made = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    program = replace(
+        program,
+        bytes_per_device=sizes | {"temporaries": made},
+        peak_bytes=arguments + made,
+        collectives=dict(sorted(Counter(COLLECTIVES.findall(compiled.as_text())).items())),
+        compile_cpu_seconds=time.process_time() - start,
+    )
+    return program, compiled
+
+
+def _set(program: Program, **sizes: int) -> Program:
+    """Names a part of the temporaries."""
+    left = max(program.bytes_per_device.get("temporaries", 0) - sum(sizes.values()), 0)
+    return replace(program, bytes_per_device=program.bytes_per_device | sizes | {"temporaries": left})
+
+
+def _wanted(words: str) -> int | None:
+    found = OVER_MEMORY.search(words)
+    if found is None:
+        return None
+    number, unit = (part for part in found.groups() if part)
+    return int(float(number) * 2 ** {"K": 10, "M": 20, "G": 30}[unit])
+
+
+def _bytes(tree: Any) -> int:
+    """On each device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * _itemsize(x) for x in jax.tree.leaves(tree))
+
+
+def _itemsize(leaf: jax.ShapeDtypeStruct) -> int:
+    return jax.eval_shape(jax.random.key_data, leaf).size // max(leaf.size, 1) * 4 if _is_key(leaf) else leaf.dtype.itemsize
+
+
+def _is_key(leaf: jax.ShapeDtypeStruct) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _abstract(leaf: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _with_sharding(leaf: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _with_dtype(leaf: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)

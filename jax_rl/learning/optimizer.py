@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Sharding
-from jaxtyping import Array, BFloat16, Float32, Int16, Int32
+from jaxtyping import Array, BFloat16, Float32, Int16
 
 from jax_rl.config.schema import RLConfig
 
@@ -55,9 +55,9 @@ class TrainState:
 
     params: Params
     opt_state: OptimizerState
-    step: Int32[Array, ""]
-    skipped_in_row: Int32[Array, ""]  # non-finite steps since the last good one
-    skipped_total: Int32[Array, ""]
+    step: Any  # Int32[Array, ""]; any leaf, as this is a pytree: shapes before there are values, shardings
+    skipped_in_row: Any  # Int32[Array, ""], non-finite steps since the last good one
+    skipped_total: Any  # Int32[Array, ""]
 
 
 def make_optimizer(rl: RLConfig) -> Optimizer:

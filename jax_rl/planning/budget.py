@@ -8,6 +8,7 @@ from jax_rl.planning.programs import Program, Work
 from jax_rl.planning.targets import DEFAULT_POOL, POOL_VARIABLE, Chip
 
 GIB = 2**30
+GENERATION = ("prefill", "grow", "decode")
 LARGEST_POOL = 0.92  # leaves a GPU room for CUDA's context and NCCL's buffers
 
 
@@ -52,7 +53,7 @@ def phases(programs: dict[str, Program], residents: Residents, shared_reference:
     only what it is given is known.
     """
     found = []
-    for name in ("prefill", "decode"):
+    for name in GENERATION:
         if name in programs:
             fixed = residents.always + residents.rollout_copy
             found.append(Phase(name, "policy", fixed, _beyond(programs[name], "parameters")))
@@ -84,22 +85,23 @@ def advise(
     """
     usable, lines = chip.usable_bytes, []
     over = [phase for phase in found if phase.total > usable]
-    if over and chip.platform == "cuda" and all(p.total <= LARGEST_POOL * chip.memory_bytes for p in over):
+    largest = max((phase.total for phase in over), default=0)
+    if over and chip.platform == "cuda" and largest <= LARGEST_POOL * chip.memory_bytes:
         lines.append(
-            f"set {POOL_VARIABLE}={LARGEST_POOL} in the environment: all of it needs {_gib(max(p.total for p in over))}"
-            f", and JAX takes {usable / chip.memory_bytes:.0%} of {_gib(chip.memory_bytes)} (default {DEFAULT_POOL:.0%})"
+            f"set {POOL_VARIABLE}={LARGEST_POOL} in the environment: {_gib(largest)} are needed, and JAX takes "
+            f"{usable / chip.memory_bytes:.0%} of {_gib(chip.memory_bytes)} (default {DEFAULT_POOL:.0%})"
         )
+    named: dict[str, list[str]] = {}
     for phase in over:
-        lines += [f"{phase.name}: {line}" for line in _knobs(cfg, usable, phase, residents, work, rows)]
-    return lines
+        for line in _knobs(cfg, usable, phase, residents, work, rows):
+            named.setdefault(line, []).append(phase.name)
+    return lines + [f"{', '.join(names)}: {line}" for line, names in named.items()]
 
 
-def _knobs(
-    cfg: Config, usable: int, phase: Phase, residents: Residents, work: Work, rows: dict[str, int]
-) -> list[str]:
+def _knobs(cfg: Config, usable: int, phase: Phase, residents: Residents, work: Work, rows: dict[str, int]) -> list[str]:
     lines = []
     room = usable - phase.fixed
-    if phase.name in ("prefill", "decode"):
+    if phase.name in GENERATION:
         fitting = _largest(room, phase.varying, work.prompts)
         if fitting:
             lines.append(f"generation.prompts_per_batch: {fitting} (now {work.prompts}) would fit, by proportion")
@@ -129,7 +131,9 @@ def _knobs(
 def _smaller_residents(cfg: Config, usable: int, phase: Phase, residents: Residents) -> list[str]:
     lines = [f"{_gib(phase.fixed)} are there whatever the batch, {_gib(usable)} may be used: take more devices"]
     if residents.reference and phase.devices == "policy":
-        lines.append(f"model.reference_gpu_ids: a device of its own for the reference frees {_gib(residents.reference)}")
+        lines.append(
+            f"model.reference_gpu_ids: a device of its own for the reference frees {_gib(residents.reference)}"
+        )
     if not cfg.model.lora.enabled and phase.devices == "policy":
         lines.append("model.lora.enabled: true needs no gradients and moments of the weights, and no second reference")
     if cfg.misc.dtype == "float32":
@@ -156,7 +160,7 @@ def least_seconds(program: Program, chip: Chip, work: Work) -> float | None:
     if chip.peak_flops is None or chip.bandwidth is None:
         return None
     sizes = program.bytes_per_device
-    moved = sizes["parameters"] + 2 * sizes.get("optimizer", 0)
+    moved: float = sizes["parameters"] + sizes.get("kv_cache", 0) + 2 * sizes.get("optimizer", 0)
     if program.name == "decode":
         filled = (work.prompt_len + work.new_tokens / 2) / work.length
         moved = work.new_tokens * (sizes["parameters"] + filled * sizes["kv_cache"])
@@ -167,7 +171,7 @@ def least_update_seconds(seconds: dict[str, float | None], shared_reference: boo
     """Of one update; a reference on devices of its own works while the policy generates. Rewards are not counted."""
     if any(value is None for value in seconds.values()):
         return None
-    generate = (seconds.get("prefill") or 0.0) + (seconds.get("decode") or 0.0)
+    generate = sum(seconds.get(name) or 0.0 for name in GENERATION)
     reference = seconds.get("reference") or 0.0
     both = generate + reference if shared_reference else max(generate, reference)
     return both + (seconds["train"] or 0.0)

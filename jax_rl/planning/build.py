@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from jax_rl.config import Config, resolve_reference
+from jax_rl.models.params import Specs, spec_leaves
 from jax_rl.models.registry import Model
 from jax_rl.parallel.devices import Placement
 from jax_rl.parallel.layouts import Layouts, make_layouts
@@ -79,10 +80,10 @@ def make_plan(cfg: Config, model: Model, target: Target) -> Plan:
     rows = {"policy": layouts.policy.row_count, "reference": layouts.reference.row_count}
     advice = advise(cfg, target.chip, found, residents, builder.work, rows)
     advice += [f"{program.name}: the compiler refused it: {program.refused}" for program in programs if program.refused]
-    meshes = {"policy": layouts.policy, "rollout": layouts.rollout, "reference": layouts.reference}
+    meshes = {"policy": layouts.policy.mesh, "rollout": layouts.rollout.mesh, "reference": layouts.reference.mesh}
     return Plan(
         target,
-        {name: describe_shape(layout.mesh) for name, layout in meshes.items()},
+        {name: describe_shape(layout.mesh) for name, layout in named.items()},
         programs,
         found,
         seconds,
@@ -98,7 +99,7 @@ def place_on(cfg: Config, target: Target) -> tuple[Placement, tuple[str, ...]]:
     Raises:
         PlanError, DeviceError: an id is not there.
     """
-    local, notes = len(target.hosts[0]), ()
+    local, notes = len(target.hosts[0]), tuple[str, ...]()
     if target.chip.platform == "cuda":
         seats = assign(cfg, local, True)
         policy, reference, notes = seats.policy, seats.reference, seats.notes
@@ -120,22 +121,22 @@ def _residents(
     cfg: Config, builder: Builder, layouts: Layouts, programs: dict[str, Program], shared: bool
 ) -> Residents:
     train = programs["train"].bytes_per_device
-    copied = any(_differ(builder, specs, layouts) for specs in (builder.trained_specs,))
+    copied = _differ(builder.trained_specs, layouts)
     copy = bytes_per_device(builder.trained_specs, layouts.rollout, builder.trained_dtype) if copied else 0
     frozen, trained = 0, bytes_per_device(builder.trained_specs, layouts.policy, builder.trained_dtype)
     if builder.adapters is not None:
         frozen = train["parameters"] - trained
-        if _differ(builder, builder.model.specs, layouts):
+        if _differ(builder.model.specs, layouts):
             frozen += bytes_per_device(builder.model.specs, layouts.rollout, builder.dtype)
     own = bool(cfg.rl.kl_coef) and resolve_reference(cfg) != "lora_base"
     reference = programs["reference"].bytes_per_device["parameters"] if own and shared else 0
     return Residents(trained + train["optimizer"], frozen, reference, copy)
 
 
-def _differ(builder: Builder, specs: Any, layouts: Layouts) -> bool:
+def _differ(specs: Specs, layouts: Layouts) -> bool:
     """Whether the rollout's mesh holds parameters otherwise than the policy's."""
     pairs = [
         (layouts.policy.sharding_for(spec), layouts.rollout.sharding_for(spec), len(spec.shape))
-        for spec in jax.tree.leaves(specs)
+        for spec in spec_leaves(specs)
     ]
     return not all(before.is_equivalent_to(after, rank) for before, after, rank in pairs)

@@ -22,7 +22,8 @@ from jax_rl.models.registry import Model
 from jax_rl.parallel.layouts import Layouts
 from jax_rl.parallel.sharding import Layout
 from jax_rl.planning.flops import forward_flops, train_flops
-from jax_rl.rollout.engine import RolloutEngine, bucket
+from jax_rl.rollout.decode import DecodePrograms, DecodeState
+from jax_rl.rollout.shapes import bucket, cache_slots
 from jax_rl.setup import training_sampling
 
 COLLECTIVES = re.compile(r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
@@ -59,6 +60,7 @@ class Work:
     """The shapes of an update, from the config alone: every prompt as long as it may be."""
 
     prompts: int  # of one generation batch
+    rows: int  # completions that it decodes, those that fill up the devices included
     batches: int  # generation batches
     group: int
     prompt_len: int
@@ -72,6 +74,14 @@ class Work:
         return self.prompt_len + self.new_tokens
 
     @property
+    def cache_sizes(self) -> list[int]:
+        """Slots of the cache, from the prompt's to the longest completion's."""
+        sizes = [cache_slots(self.prompt_len, 0, self.new_tokens)]
+        while sizes[-1] < self.length - 1:
+            sizes.append(cache_slots(self.prompt_len, sizes[-1] - self.prompt_len + 1, self.new_tokens))
+        return sizes
+
+    @property
     def micro_batches(self) -> int:
         """Of an optimizer step."""
         return math.ceil(self.step_rows / self.micro_rows)
@@ -82,9 +92,9 @@ def work_of(cfg: Config, layouts: Layouts) -> Work:
     completions = prompts * group
     step_rows, micro_rows = step_sizes(cfg.rl, completions, layouts.policy)
     at_once = min(cfg.generation.prompts_per_batch or prompts, prompts)
-    multiple = layouts.rollout.row_count // math.gcd(layouts.rollout.row_count, group)
     return Work(
-        prompts=-(-at_once // multiple) * multiple,
+        prompts=at_once,
+        rows=layouts.rollout.fill(at_once * group),
         batches=math.ceil(prompts / at_once),
         group=group,
         prompt_len=bucket(cfg.data.max_prompt_tokens),
@@ -120,28 +130,49 @@ class Builder:
         return jax.tree.map(partial(_abstract, sharding=layout.replicated), weights)
 
     def generation(self) -> list[Program]:
-        """Prefill, and decode with the cache that prefill leaves."""
-        work, layout = self.work, self.layouts.rollout
+        """Prefill; decode with the largest cache; and the growth to it, during which the smaller one is still there."""
+        work, layout, sampling = self.work, self.layouts.rollout, training_sampling(self.cfg)
+        model = replace(self.model, place=layout)
+        programs = DecodePrograms(model, work.new_tokens, (1,), 0, self.dtype)
         params = self.policy(layout, self.scale)
-        engine = RolloutEngine(replace(self.model, place=layout), work.new_tokens, (1,), 0, self.dtype)
-        sampling = training_sampling(self.cfg)
-        prompts = jax.ShapeDtypeStruct((work.prompts, work.prompt_len), jnp.int32, sharding=layout.replicated)
-        rows = work.prompts * work.group
-        keys = jax.ShapeDtypeStruct((rows,), jax.random.key(0).dtype, sharding=layout.replicated)
-        static = {"group_size": work.group, "track_seen": sampling.repetition_penalty != 1.0}
-        lower = partial(engine.prefill_program.lower, params, prompts, prompts, **static)
-        flops = forward_flops(self.model, work.prompts, work.prompt_len, 1)
-        parts = {"parameters": params, "inputs": (prompts, prompts)}
+
+        def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.replicated)
+
+        tokens = array(layout.fill(work.prompts), work.prompt_len)
+        keys = array(work.rows, dtype=jax.eval_shape(jax.random.key, 0).dtype)
+        inputs = (tokens, tokens, array(work.rows), keys, array(work.rows, dtype=jnp.bool_), None)
+        sizes = work.cache_sizes
+        run = jax.jit(programs.prefill, static_argnames=("slots", "sampling"))
+        lower = partial(run.lower, params, *inputs, slots=sizes[0], sampling=sampling)
+        flops = forward_flops(model, work.prompts, work.prompt_len, 1)
+        parts = {"parameters": params, "inputs": inputs}
         prefill, compiled = _compile("prefill", layout, lower, parts, flops, work.batches)
-        shapes = jax.eval_shape(partial(engine.prefill_program, **static), params, prompts, prompts)
         if compiled is None:
             return [prefill]
-        state = jax.tree.map(_with_sharding, shapes, compiled.output_shardings)
-        prefill = _set(prefill, kv_cache=_bytes(state.cache))
-        lower = partial(engine.decode_program.lower, params, state, keys, sampling=sampling)
-        flops = forward_flops(self.model, rows, work.new_tokens, work.new_tokens, before=work.prompt_len)
-        parts = {"parameters": params, "kv_cache": state.cache, "inputs": (state._replace(cache=None), keys)}
-        return [prefill, _compile("decode", layout, lower, parts, flops, work.batches)[0]]
+        shardings = compiled.output_shardings
+
+        def state(slots: int) -> DecodeState:
+            shapes = jax.eval_shape(partial(programs.prefill, slots=slots, sampling=sampling), params, *inputs)
+            return jax.tree.map(_with_sharding, shapes, shardings)
+
+        made = [_set(prefill, kv_cache=_bytes(state(sizes[0]).cache))]
+        if len(sizes) > 1:
+            before = state(sizes[-2])
+            run = jax.jit(programs.reshape, static_argnames="slots")
+            lower = partial(run.lower, before, array(work.rows), slots=sizes[-1])
+            parts = {"parameters": (), "kv_cache": before.cache, "inputs": before._replace(cache=None)}
+            grow, compiled = _compile("grow", layout, lower, parts, 0, work.batches * (len(sizes) - 1))
+            made.append(grow)
+            if compiled is None:
+                return made
+            shardings = compiled.output_shardings
+        last = state(sizes[-1])
+        run = jax.jit(programs.decode, static_argnames="sampling", donate_argnames="state")
+        lower = partial(run.lower, params, last, array(), array(), sampling=sampling)
+        flops = forward_flops(model, work.rows, work.new_tokens, work.new_tokens, before=work.prompt_len)
+        parts = {"parameters": params, "kv_cache": last.cache, "inputs": last._replace(cache=None)}
+        return [*made, _compile("decode", layout, lower, parts, flops, work.batches)[0]]
 
     def reference(self) -> list[Program]:
         """Logprobs under the frozen reference; nothing where no KL is asked for."""
@@ -161,7 +192,7 @@ class Builder:
         flops = forward_flops(self.model, rows, work.length, work.new_tokens)
         calls = math.ceil(completions / rows) * work.batches
         parts = {"parameters": params, "inputs": inputs}
-        return [_compile("reference", layout, partial(program.lower, params, *inputs), parts, flops, calls)[0]]
+        return [_compile("reference", layout, partial(_lower, program, params, *inputs), parts, flops, calls)[0]]
 
     def train(self) -> Program:
         work, layout, rl = self.work, self.layouts.policy, self.cfg.rl
@@ -177,7 +208,7 @@ class Builder:
             self.model, work.micro_batches * work.micro_rows, work.length, work.new_tokens, self.adapters
         )
         parts = {"parameters": (trained, frozen), "optimizer": state.opt_state, "inputs": batch}
-        program, _ = _compile("train", layout, partial(step.lower, state, frozen, batch), parts, flops, work.steps)
+        program, _ = _compile("train", layout, partial(_lower, step, state, frozen, batch), parts, flops, work.steps)
         gradients = _bytes(jax.tree.map(lambda p: _with_dtype(p, jnp.float32), trained))
         return _set(program, gradients=gradients)
 
@@ -225,6 +256,11 @@ def _compile(
     return program, compiled
 
 
+def _lower(program: Any, *args: Any) -> Any:
+    """Of a jitted function that is typed as what it computes."""
+    return program.lower(*args)
+
+
 def _set(program: Program, **sizes: int) -> Program:
     """Names a part of the temporaries."""
     left = max(program.bytes_per_device.get("temporaries", 0) - sum(sizes.values()), 0)
@@ -245,11 +281,11 @@ def _bytes(tree: Any) -> int:
 
 
 def _itemsize(leaf: jax.ShapeDtypeStruct) -> int:
-    return jax.eval_shape(jax.random.key_data, leaf).size // max(leaf.size, 1) * 4 if _is_key(leaf) else leaf.dtype.itemsize
-
-
-def _is_key(leaf: jax.ShapeDtypeStruct) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    """A random key has the bytes of its data."""
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf.dtype.itemsize
+    data = jax.eval_shape(jax.random.key_data, leaf)
+    return data.shape[-1] * data.dtype.itemsize
 
 
 def _abstract(leaf: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:

@@ -1,7 +1,9 @@
 """A plan as a page of text."""
 
-from jax_rl.planning.build import Plan
+from collections.abc import Sequence
+
 from jax_rl.planning.budget import GIB
+from jax_rl.planning.build import Plan
 
 PARTS = ("parameters", "optimizer", "gradients", "kv_cache", "inputs", "temporaries")
 
@@ -22,7 +24,7 @@ def describe(plan: Plan) -> str:
     lines += ["", "GiB on each device; FLOPs and seconds of all calls of an update, at the least", *_table(head, rows)]
     for program in plan.programs:
         listed = ", ".join(f"{count} {name}" for name, count in program.collectives.items()) or "none"
-        lines.append(f"  {program.name}: {program.calls} calls an update; collectives (in a loop counted once): {listed}")
+        lines.append(f"  {program.name}: {program.calls} an update; collectives (a loop's counted once): {listed}")
     lines += ["", "what lives at the same time, GiB on each device"]
     held = [
         (phase.name, phase.devices, _gib(phase.fixed), _gib(phase.varying), _gib(phase.total),
@@ -31,13 +33,16 @@ def describe(plan: Plan) -> str:
     ]  # fmt: skip
     lines += _table(("phase", "on", "always there", "of the batch", "total", ""), held)
     flops = sum(program.flops for program in plan.programs)
-    lines += ["", f"an update: {flops / 1e15:.4g} PFLOP, at least {_seconds(plan.seconds_per_update)} s without rewards"]
+    lines += [
+        "",
+        f"an update: {flops / 1e15:.4g} PFLOP, at least {_seconds(plan.seconds_per_update)} s, no rewards",
+    ]
     lines += [f"note: {note}" for note in plan.notes]
     lines += ["fits" if plan.fits else "DOES NOT FIT", *(f"  {line}" for line in plan.advice)]
     return "\n".join(lines)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     return ["  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True)) for row in (head, *rows)]
 

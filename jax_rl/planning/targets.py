@@ -87,6 +87,7 @@ def open_target(text: str | None) -> Target:
 def _cuda_devices(name: str, sizes: tuple[int, ...]) -> list[jax.Device]:
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
         raise PlanError(f"--target {name} needs XLA's CUDA compiler (no GPU): pip install 'jax_rl[plan-gpu]'")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no word about the missing driver
     hosts, gpus = sizes if len(sizes) == 2 else (1, sizes[0])
     config = Path(__file__).with_name(f"{name}.txtpb").read_text(encoding="utf-8")
     topology = topologies.get_topology_desc(

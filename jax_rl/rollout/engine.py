@@ -24,7 +24,7 @@ from jax_rl.models.registry import Model
 from jax_rl.parallel.arrays import to_host
 from jax_rl.rollout.decode import DecodePrograms, DecodeState
 from jax_rl.rollout.sampling import SamplingParams
-from jax_rl.rollout.shapes import ROOM, bucket, left_pad, next_smaller, round_up, row_bucket
+from jax_rl.rollout.shapes import bucket, cache_slots, left_pad, next_smaller, round_up, row_bucket
 
 log = logging.getLogger(__name__)
 
@@ -171,8 +171,7 @@ class RolloutEngine:
         )
 
     def _slots(self, width: int, step: int) -> int:
-        """Slots for the prompt and the next tokens: ROOM more at least, but none past the longest completion."""
-        return bucket(width + min(step + ROOM, self.max_new_tokens) - 1)
+        return cache_slots(width, step, self.max_new_tokens)
 
     def _announce(self, program: str, **shape: Any) -> None:
         """Logs each program once, when it is about to be compiled."""

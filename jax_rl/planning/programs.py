@@ -52,6 +52,7 @@ class Program:
     collectives: dict[str, int]
     compile_cpu_seconds: float
     calls: int
+    argument_bytes: int = 0  # as the compiler counts what the program is given
     refused: str | None = None
 
 
@@ -250,6 +251,7 @@ def _compile(
         program,
         bytes_per_device=sizes | {"temporaries": made},
         peak_bytes=arguments + made,
+        argument_bytes=arguments,
         collectives=dict(sorted(Counter(COLLECTIVES.findall(compiled.as_text())).items())),
         compile_cpu_seconds=time.process_time() - start,
     )

@@ -15,6 +15,7 @@ from jax_rl.learning.optimizer import init_train_state, make_optimizer
 from jax_rl.planning.build import make_plan
 from jax_rl.planning.published import planned_model
 from jax_rl.planning.targets import open_target
+from jax_rl.rollout.shapes import bucket
 
 KEYS = {"name", "devices", "bytes_per_device", "peak_bytes", "flops", "collectives", "compile_cpu_seconds"}
 
@@ -63,7 +64,7 @@ def test_bytes_are_those_of_real_arrays(on_this_machine):
     train = next(program for program in made.programs if program.name == "train")
     state = init_train_state(model.init(jax.random.key(0), cfg.misc.dtype), make_optimizer(cfg.rl))
     decode = next(program for program in made.programs if program.name == "decode")
-    cache = model.init_cache(16, 16 + 8, cfg.misc.dtype)
+    cache = model.init_cache(16, bucket(16 + 8 - 1), cfg.misc.dtype)
 
     def size(tree):
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jax_rl.config.schema import MeshConfig, RolloutMeshConfig
 from jax_rl.errors import UserError
@@ -78,5 +78,5 @@ def describe_devices(mesh: Mesh) -> str:
     return f"{mesh.devices.flat[0].platform} {numbers}"
 
 
-def describe_shape(mesh: Mesh) -> str:
+def describe_shape(mesh: Mesh | AbstractMesh) -> str:
     return ", ".join(f"{name} {size}" for name, size in mesh.shape.items())

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from jax_rl.config import Config, resolve_reference
 from jax_rl.models.params import Specs, spec_leaves
@@ -81,11 +80,7 @@ def make_plan(cfg: Config, model: Model, target: Target) -> Plan:
     rows = {"policy": layouts.policy.row_count, "reference": layouts.reference.row_count}
     advice = advise(cfg, target.chip, found, residents, builder.work, rows)
     advice += [f"{program.name}: the compiler refused it: {program.refused}" for program in programs if program.refused]
-    meshes: dict[str, Mesh] = {
-        "policy": layouts.policy.mesh,
-        "rollout": layouts.rollout.mesh,
-        "reference": layouts.reference.mesh,
-    }
+    named = {"policy": layouts.policy, "rollout": layouts.rollout, "reference": layouts.reference}
     return Plan(
         target,
         {name: describe_shape(layout.mesh) for name, layout in named.items()},

@@ -162,7 +162,7 @@ class Builder:
             before = state(sizes[-2])
             run = jax.jit(programs.reshape, static_argnames="slots")
             lower = partial(run.lower, before, array(work.rows), slots=sizes[-1])
-            parts = {"parameters": (), "kv_cache": before.cache, "inputs": before._replace(cache=None)}
+            parts = {"parameters": (), "kv_cache": before.cache, "inputs": _without_cache(before)}
             grow, compiled = _compile("grow", layout, lower, parts, 0, work.batches * (len(sizes) - 1))
             made.append(grow)
             if compiled is None:
@@ -172,7 +172,7 @@ class Builder:
         run = jax.jit(programs.decode, static_argnames="sampling", donate_argnames="state")
         lower = partial(run.lower, params, last, array(), array(), sampling=sampling)
         flops = forward_flops(model, work.rows, work.new_tokens, work.new_tokens, before=work.prompt_len)
-        parts = {"parameters": params, "kv_cache": last.cache, "inputs": last._replace(cache=None)}
+        parts = {"parameters": params, "kv_cache": last.cache, "inputs": _without_cache(last)}
         return [*made, _compile("decode", layout, lower, parts, flops, work.batches)[0]]
 
     def reference(self) -> list[Program]:
@@ -288,6 +288,10 @@ def _itemsize(leaf: jax.ShapeDtypeStruct) -> int:
         return leaf.dtype.itemsize
     data = jax.eval_shape(jax.random.key_data, leaf)
     return data.shape[-1] * data.dtype.itemsize
+
+
+def _without_cache(state: DecodeState) -> dict[str, Any]:
+    return {name: value for name, value in state._asdict().items() if name != "cache"}
 
 
 def _abstract(leaf: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:

@@ -147,7 +147,7 @@ class Builder:
         run = jax.jit(programs.prefill, static_argnames=("slots", "sampling"))
         lower = partial(run.lower, params, *inputs, slots=sizes[0], sampling=sampling)
         flops = forward_flops(model, work.prompts, work.prompt_len, 1)
-        parts = {"parameters": params, "inputs": inputs}
+        parts: dict[str, Any] = {"parameters": params, "inputs": inputs}
         prefill, compiled = _compile("prefill", layout, lower, parts, flops, work.batches)
         if compiled is None:
             return [prefill]

@@ -9,12 +9,12 @@ TINY = {
     "model_type": "gemma3_text",
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 7,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
     "sliding_window": 8,
-    "sliding_window_pattern": 6,
+    "sliding_window_pattern": 2,
     "vocab_size": 512,
 }
 

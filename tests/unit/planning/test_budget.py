@@ -9,9 +9,7 @@ from jax_rl.planning.budget import GIB, Residents, advise, least_seconds, least_
 from jax_rl.planning.programs import Program, Work
 from jax_rl.planning.targets import Chip
 
-WORK = Work(
-    prompts=8, rows=64, batches=1, group=8, prompt_len=64, new_tokens=64, step_rows=64, micro_rows=16, steps=1
-)
+WORK = Work(prompts=8, rows=64, batches=1, group=8, prompt_len=64, new_tokens=64, step_rows=64, micro_rows=16, steps=1)
 RESIDENTS = Residents(state=20 * GIB, frozen=0, reference=5 * GIB, rollout_copy=10 * GIB)
 CFG = Config(model=ModelConfig(policy_name_or_path="x"), rl=RLConfig(micro_batch_size=16, batch_size=8))
 ROWS = {"policy": 4, "reference": 4}

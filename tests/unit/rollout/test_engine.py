@@ -7,7 +7,7 @@ import pytest
 
 from jax_rl.learning.logprobs import forward_logprobs
 from jax_rl.models.registry import model_from_config
-from jax_rl.rollout import engine as engine_module
+from jax_rl.rollout import shapes
 from jax_rl.rollout.engine import RolloutEngine
 from jax_rl.rollout.sampling import SamplingParams, sample_keys
 from jax_rl.rollout.shapes import bucket, next_smaller, row_bucket
@@ -58,7 +58,7 @@ def assert_equal_to_plain(generated, model, params, group_size=4, sampling=SAMPL
 
 @pytest.mark.parametrize(("row_multiple", "room"), [(1, 32), (3, 1)])
 def test_same_completions_as_the_plain_loop_whatever_the_shapes(model, params, monkeypatch, row_multiple, room):
-    monkeypatch.setattr(engine_module, "ROOM", room)
+    monkeypatch.setattr(shapes, "ROOM", room)
     engine = RolloutEngine(model, LENGTH, EOS, PAD, row_multiple=row_multiple)
     assert_equal_to_plain(generate(engine, params), model, params)
 

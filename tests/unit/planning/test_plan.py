@@ -1,5 +1,6 @@
 """A whole plan: the program's JSON on simulated devices, and its bytes against those of real arrays."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -20,14 +21,18 @@ from jax_rl.rollout.shapes import bucket
 KEYS = {"name", "devices", "bytes_per_device", "peak_bytes", "flops", "collectives", "compile_cpu_seconds"}
 
 
-@pytest.fixture(scope="module")
-def planned(write_config, repo):
-    """The JSON of `--target cpu:8`, in a process of its own: the number of devices is fixed when JAX starts."""
-    command = [sys.executable, "-m", "jax_rl.plan", "--config", str(write_config()), "--target", "cpu:8", "--json"]
+def run_plan(config, target, repo):
+    """The JSON, from a process of its own: devices and compilers are fixed when JAX starts."""
+    command = [sys.executable, "-m", "jax_rl.plan", "--config", str(config), "--target", target, "--json"]
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(repo / ".cache" / "programs")}
     done = subprocess.run(command, capture_output=True, text=True, cwd=repo, env=env, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def planned(write_config, repo):
+    return run_plan(write_config(), "cpu:8", repo)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +52,15 @@ def test_the_json_has_every_key(planned):
             "gradients", 0
         )
     assert planned["flops_per_update"] == sum(program["flops"] for program in planned["programs"])
+
+
+@pytest.mark.parametrize("target, compiler", [("h100:2x2", "jax_cuda12_plugin"), ("v5e:2x2", "libtpu")])
+def test_accelerators_are_planned_without_having_them(write_config, repo, target, compiler):
+    if importlib.util.find_spec(compiler) is None:
+        pytest.skip(f"{compiler} is not installed (an optional extra)")
+    report = run_plan(write_config(reward={"metricx": {"device": "cpu"}, "xcomet": {"device": "cpu"}}), target, repo)
+    assert report["fits"] is True and report["least_seconds_per_update"] > 0
+    assert {program["devices"] for program in report["programs"]} == ({4} if target == "v5e:2x2" else {2})
 
 
 def test_fsdp_divides_matrices_and_gathers_them(planned):

@@ -12,7 +12,7 @@ from jax_rl.credit import Credit, assign_credit, to_translations
 from jax_rl.data.order import prompt_indices
 from jax_rl.figures import output_row, scoring_figures, update_figures
 from jax_rl.learning.advantages import Advantages, compute_advantages
-from jax_rl.learning.update import UpdateBatch, start_logprobs
+from jax_rl.learning.update import UpdateBatch, packing_of, start_logprobs
 from jax_rl.models.params import Params
 from jax_rl.rewards.scoring import CompletionScores
 from jax_rl.rewards.types import Missing
@@ -78,8 +78,8 @@ def collect_experience(run: Run, trained: Params, update: int, clock: PhaseClock
     def start_reference(part: RolloutBatch) -> Callable[[], np.ndarray]:
         if reference is None:
             return lambda: np.zeros(part.mask.shape, np.float32)
-        rows = cfg.rl.micro_batch_size or cfg.rl.grad_accum
-        return start_logprobs(run.reference_logprobs, reference, part.tokens, part.positions, part.mask, rows)
+        packing = packing_of(cfg.rl, len(part.mask), run.reference_logprobs)
+        return start_logprobs(run.reference_logprobs, reference, part.tokens, part.positions, part.mask, packing)
 
     rollouts = generate_rollouts(
         run.engine,

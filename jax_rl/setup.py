@@ -166,7 +166,9 @@ def _open_parts(cfg: Config, seats: Seats, hosts: Hosts, training: bool) -> Iter
                 lora_scale=cfg.model.lora.alpha / cfg.model.lora.rank,
                 to_rollout=to_rollout(policy.specs if adapters is None else adapters),
                 rollout_frozen=None if frozen is None else to_rollout(policy.specs)(frozen),
-                reference_logprobs=make_logprob_program(referee.forward, referee.unembed, layouts.reference),
+                reference_logprobs=make_logprob_program(
+                    referee.forward, referee.unembed, layouts.reference, shares_prompts=not policy.family.recurrent
+                ),
                 reference=reference,
                 engine=RolloutEngine(
                     rollout,

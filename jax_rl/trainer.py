@@ -93,6 +93,7 @@ def train(cfg: Config) -> None:
             run.lora_scale,
             layout,
             shardings_of(abstract_state(run, optimizer, layout)),
+            shares_prompts=not model.family.recurrent,
         )
         keep, best_only = cfg.logging.keep_last_n_checkpoints, cfg.logging.save_only_best
         checkpoints = Checkpoints(run.output_dir, keep, best_only, run.hosts)

@@ -11,8 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from jax_rl.learning.packing import Rows
+
 Params = Any  # a pytree of arrays
-Forward = Callable[..., tuple[Float[Array, "B L D"], Any]]  # (params, tokens, positions, remat=) -> (hidden, cache)
+# (params, tokens, positions, segments=, remat=) -> (hidden, cache)
+Forward = Callable[..., tuple[Float[Array, "B L D"], Any]]
 Unembed = Callable[[Params], Float[Array, "V D"]]
 
 TOKENS_PER_CHUNK = 512  # 512 rows of a 262,144 vocabulary are 0.5 GiB of f32 logits
@@ -41,6 +44,19 @@ def forward_logprobs(
     return jnp.where(mask, logp, 0.0), jnp.where(mask, entropy, 0.0)
 
 
+def row_logprobs(
+    forward: Forward, unembed: Unembed, params: Params, rows: Rows, *, remat: bool
+) -> tuple[Float32[Array, "R S"], Float32[Array, "R S"]]:
+    """Runs the model over the rows of a micro-batch and returns (logp, entropy) [R, S] of their slots, 0 where none is.
+
+    Hidden states are picked out before the logits are made: a prompt's columns get none.
+    """
+    hidden, _ = forward(params, rows.tokens, rows.positions, segments=rows.segments, remat=remat)
+    predicting = jax.vmap(lambda row, columns: row[columns])(hidden, rows.predictors)
+    logp, entropy = completion_logprobs(predicting, unembed(params), rows.targets)
+    return jnp.where(rows.mask, logp, 0.0), jnp.where(rows.mask, entropy, 0.0)
+
+
 def completion_logprobs(
     hidden: Float[Array, "B T D"],
     unembed: Float[Array, "V D"],
@@ -54,8 +70,8 @@ def completion_logprobs(
     whatever the weights' dtype.
     """
     batch, length = targets.shape
-    span = min(max(tokens_per_chunk // batch, 1), length)
-    chunks = -(-length // span)
+    chunks = -(-length // max(tokens_per_chunk // batch, 1))
+    span = -(-length // chunks)
 
     def split(x: Array) -> Array:  # [B, T, ...] -> [chunks, B * span, ...]
         rest = x.shape[2:]

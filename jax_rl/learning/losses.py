@@ -4,6 +4,7 @@ from typing import Literal, assert_never
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float32
 
 Algorithm = Literal["grpo", "reinforce"]
@@ -13,23 +14,25 @@ Aggregation = Literal["sequence_mean", "token_mean", "constant"]
 Sums = dict[str, Float32[Array, ""]]  # add over micro-batches; all but the losses divide by token_count
 
 
-def loss_weights(mask: Bool[Array, "B T"], aggregation: Aggregation, max_new_tokens: int) -> Float32[Array, "B T"]:
-    """The share of each token in the loss of one optimizer step, whose completions are all B rows.
+def loss_weights(
+    mask: Bool[np.ndarray, "B T"], aggregation: Aggregation, max_new_tokens: int
+) -> Float32[np.ndarray, "B T"]:
+    """The share of each token in the loss of one optimizer step, whose completions are all B rows; on the host.
 
     sequence_mean: mean over completions of the mean over their tokens. token_mean: mean over tokens.
     constant: sum over tokens / (completions * max_new_tokens), without length bias (Dr. GRPO, arXiv:2503.20783).
     Completions are the rows with a token in the mask. The weights of a part of the rows are a part of the weights, so
     the losses and gradients of micro-batches simply add up.
     """
-    in_mask = mask.astype(jnp.float32)
-    lengths = jnp.sum(in_mask, axis=1, keepdims=True)
-    completions = jnp.maximum(jnp.sum(lengths > 0), 1)
+    in_mask = np.asarray(mask, np.float32)
+    lengths = in_mask.sum(axis=1, keepdims=True)
+    completions = np.float32(max((lengths > 0).sum(), 1))
     if aggregation == "sequence_mean":
-        return in_mask / (jnp.maximum(lengths, 1.0) * completions)
+        return in_mask / (np.maximum(lengths, 1) * completions)
     if aggregation == "token_mean":
-        return in_mask / jnp.maximum(jnp.sum(in_mask), 1.0)
+        return in_mask / np.maximum(lengths.sum(), 1)
     if aggregation == "constant":
-        return in_mask / (completions * float(max_new_tokens))
+        return in_mask / (completions * np.float32(max_new_tokens))
     assert_never(aggregation)
 
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import Sharding
 
 from jax_rl.config import Config, resolve_reference
-from jax_rl.learning.optimizer import abstract_train_state, make_optimizer
-from jax_rl.learning.update import UpdateBatch, make_logprob_program, make_update_step, step_sizes
+from jax_rl.learning.optimizer import TrainState, abstract_train_state, make_optimizer
+from jax_rl.learning.packing import Rows
+from jax_rl.learning.update import MicroBatch, make_logprob_program, make_programs, step_sizes, sum_names
 from jax_rl.models.lora import adapter_specs, policy_weights
 from jax_rl.models.params import Params, Specs, abstract_params
 from jax_rl.models.registry import Model
@@ -58,7 +59,10 @@ class Program:
 
 @dataclass(frozen=True)
 class Work:
-    """The shapes of an update, from the config alone: every prompt as long as it may be."""
+    """The shapes of an update, from the config alone: every prompt as long as it may be.
+
+    Of rows packed under a token budget: as many such completions, each with its prompt, as the budget holds.
+    """
 
     prompts: int  # of one generation batch
     rows: int  # completions that it decodes, those that fill up the devices included
@@ -92,14 +96,17 @@ def work_of(cfg: Config, layouts: Layouts) -> Work:
     group, prompts = cfg.generation.num_samples_per_prompt, cfg.rl.batch_size
     completions = prompts * group
     step_rows, micro_rows = step_sizes(cfg.rl, completions, layouts.policy)
+    prompt_len, new_tokens = bucket(cfg.data.max_prompt_tokens), cfg.generation.max_new_tokens
+    if cfg.rl.micro_batch_tokens:
+        micro_rows = layouts.policy.fill(max(cfg.rl.micro_batch_tokens // (prompt_len + new_tokens), 1))
     at_once = min(cfg.generation.prompts_per_batch or prompts, prompts)
     return Work(
         prompts=at_once,
         rows=layouts.rollout.fill(at_once * group),
         batches=math.ceil(prompts / at_once),
         group=group,
-        prompt_len=bucket(cfg.data.max_prompt_tokens),
-        new_tokens=cfg.generation.max_new_tokens,
+        prompt_len=prompt_len,
+        new_tokens=new_tokens,
         step_rows=step_rows,
         micro_rows=micro_rows,
         steps=math.ceil(completions / step_rows) * cfg.rl.ppo_epochs,
@@ -187,24 +194,32 @@ class Builder:
         else:
             params = abstract_params(model.specs, self.dtype, layout.sharding_for)
         completions = work.prompts * work.group
-        rows = layout.fill(min(self.cfg.rl.micro_batch_size or self.cfg.rl.grad_accum or completions, completions))
-        batch = self._batch((rows,), layout.rows(), old=False)
-        inputs = (batch.tokens, batch.positions, batch.mask)
+        _, rows = step_sizes(self.cfg.rl, completions, layout)
+        rows = layout.fill(work.micro_rows) if self.cfg.rl.micro_batch_tokens else rows
+        inputs = self._rows(rows, layout)
         flops = forward_flops(self.model, rows, work.length, work.new_tokens)
         calls = math.ceil(completions / rows) * work.batches
         parts = {"parameters": params, "inputs": inputs}
-        return [_compile("reference", layout, partial(_lower, program, params, *inputs), parts, flops, calls)[0]]
+        return [_compile("reference", layout, partial(_lower, program, params, inputs), parts, flops, calls)[0]]
 
     def train(self) -> Program:
+        """The gradient of a micro-batch and the optimizer step, here as one program; flops are those of all of them."""
         work, layout, rl = self.work, self.layouts.policy, self.cfg.rl
         model, optimizer = replace(self.model, place=layout), make_optimizer(rl)
         trained, frozen = self.trained(layout), self.frozen(layout)
         state = abstract_train_state(trained, optimizer, layout.replicated)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-        step = make_update_step(
+        programs = make_programs(
             model.forward, model.unembed, optimizer, rl, work.new_tokens, self.scale, layout, shardings
         )
-        batch = self._batch((work.micro_batches, work.micro_rows), layout.rows(1), old=work.steps > 1)
+        batch = self._micro_batch(layout)
+        names = sum_names(with_reference=batch.ref_logp is not None, with_sampler=True)
+
+        @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, layout.replicated))
+        def step(state: TrainState, frozen: Params | None, batch: MicroBatch) -> tuple[TrainState, dict[str, Any]]:
+            nothing = programs.start(state.params, names)
+            return programs.apply(state, programs.accumulate(state.params, frozen, nothing, batch))
+
         flops = train_flops(
             self.model, work.micro_batches * work.micro_rows, work.length, work.new_tokens, self.adapters
         )
@@ -213,18 +228,22 @@ class Builder:
         gradients = _bytes(jax.tree.map(lambda p: _with_dtype(p, jnp.float32), trained))
         return _set(program, gradients=gradients)
 
-    def _batch(self, rows: tuple[int, ...], sharding: Sharding, *, old: bool) -> UpdateBatch:
-        def array(columns: int, dtype: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((*rows, columns), dtype, sharding=sharding)
+    def _rows(self, rows: int, layout: Layout) -> Rows:
+        def array(columns: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((rows, columns), dtype, sharding=layout.rows())
 
-        tokens, values = array(self.work.length, jnp.int32), array(self.work.new_tokens, jnp.float32)
-        return UpdateBatch(
-            tokens=tokens,
-            positions=tokens,
-            mask=array(self.work.new_tokens, jnp.bool_),
+        tokens, slots = array(self.work.length), array(self.work.new_tokens)
+        return Rows(tokens, tokens, None, slots, slots, array(self.work.new_tokens, jnp.bool_))
+
+    def _micro_batch(self, layout: Layout) -> MicroBatch:
+        rows = self._rows(self.work.micro_rows, layout)
+        values = _with_dtype(rows.targets, jnp.float32)
+        return MicroBatch(
+            rows,
+            weights=values,
             advantages=values,
             ref_logp=values if self.cfg.rl.kl_coef else None,
-            old_logp=values if old else None,
+            old_logp=values if self.work.steps > 1 else None,
             sampler_logp=values,
         )
 

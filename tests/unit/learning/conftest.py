@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 
 from jax_rl.config.schema import RLConfig
-from jax_rl.learning.update import UpdateBatch
+from jax_rl.learning.packing import Packing
+from jax_rl.learning.update import UpdateBatch, batched_logprobs
 
 VOCAB, WIDTH, PROMPT, COMPLETION = 13, 6, 4, 5
 
 
-def forward(params, tokens, positions, *, remat):
+def forward(params, tokens, positions, *, segments=None, remat):
     """Hidden states; like the real models it sees exactly the tokens whose position is between 0 and the query's."""
 
     def layer(params):
         x = params["embed"][tokens]
         visible = (positions[:, None, :] >= 0) & (positions[:, None, :] <= positions[:, :, None])
+        if segments is not None:
+            visible &= (segments[:, None, :] == segments[:, :, None]) | (segments[:, None, :] == 0)
         share = visible / jnp.maximum(visible.sum(-1, keepdims=True), 1)
         seen = jnp.einsum("bqk,bkd->bqd", share.astype(x.dtype), x)
         hidden = jnp.tanh(jnp.einsum("bld,ed->ble", x + seen, params["mix"]))
@@ -60,6 +63,12 @@ def rl_config(**changes):
     return RLConfig(**(defaults | changes))
 
 
+def logprobs(program, params, data, packing=None):
+    """Of all completions; packing None: all rows at once, as they are."""
+    packing = packing or Packing(len(data.mask), tokens=0, shares_prompts=False)
+    return batched_logprobs(program, params, data.tokens, data.positions, data.mask, packing)
+
+
 @pytest.fixture(scope="session")
 def toy():
     return SimpleNamespace(
@@ -68,6 +77,7 @@ def toy():
         init=init,
         batch=batch,
         rl=rl_config,
+        logprobs=logprobs,
         vocab=VOCAB,
         prompt=PROMPT,
         completion=COMPLETION,

@@ -74,7 +74,7 @@ def test_loss_and_gradient_equal_those_of_torch(toy, algorithm, estimator, aggre
     @jax.jit
     def loss_of(params):
         logp, entropy = logprobs(params)
-        weights = loss_weights(data.mask, aggregation, MAX_NEW_TOKENS)
+        weights = jnp.asarray(loss_weights(np.asarray(data.mask), aggregation, MAX_NEW_TOKENS))
         return policy_loss(logp, old, data.ref_logp, entropy, data.advantages, data.mask, weights, **options)
 
     (loss, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
@@ -144,7 +144,7 @@ def test_a_clipped_token_gets_no_gradient_and_is_counted():
 @pytest.mark.parametrize("algorithm", ["grpo", "reinforce"])
 def test_nothing_outside_the_mask_is_used(algorithm):
     mask = jnp.array([[True, False], [True, True]])
-    weights = loss_weights(mask, "token_mean", 2)
+    weights = jnp.asarray(loss_weights(np.asarray(mask), "token_mean", 2))
     options = OPTIONS | {"algorithm": algorithm, "kl_coef": 0.5, "entropy_coef": 0.1}
     rng = np.random.default_rng(0)
     clean = [jnp.where(mask, rng.normal(size=mask.shape), 0.0) for _ in range(5)]
@@ -161,11 +161,11 @@ def test_nothing_outside_the_mask_is_used(algorithm):
 
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant"])
 def test_weights_are_those_of_their_names(aggregation):
-    mask = jnp.array([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
+    mask = np.array([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
     values = np.array([[1, 2, 3, 9], [10, 9, 9, 9], [9, 9, 9, 9]], np.float32)
     right = {"sequence_mean": (2 + 10) / 2, "token_mean": 16 / 4, "constant": 16 / (2 * 5)}[aggregation]
     np.testing.assert_allclose(np.sum(values * loss_weights(mask, aggregation, 5)), right, rtol=1e-6)
-    assert not np.any(loss_weights(jnp.zeros((2, 3), bool), aggregation, 5))
+    assert not np.any(loss_weights(np.zeros((2, 3), bool), aggregation, 5))
 
 
 def test_a_kl_penalty_without_a_reference_is_refused():

@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 
 from jax_rl.learning.optimizer import init_train_state, make_optimizer
-from jax_rl.learning.update import (
-    LogprobProgram,
-    UpdateBatch,
-    UpdatePrograms,
-    batched_logprobs,
-    make_programs,
-    run_update,
-)
+from jax_rl.learning.packing import Packing
+from jax_rl.learning.update import LogprobProgram, UpdateBatch, make_programs, make_step_batches, run_update, sum_names
 
 
 def train(toy, data, forward=None, params=None, programs=None, **changes):
@@ -92,7 +86,7 @@ def test_it_learns_what_the_advantages_say(toy):
     programs = make_programs(toy.forward, toy.unembed, optimizer, rl, toy.completion)
 
     def agreement(params):
-        logp = batched_logprobs(programs.logprobs, params, data.tokens, data.positions, data.mask, 0)
+        logp = toy.logprobs(programs.logprobs, params, data)
         return float(np.sum(logp * data.advantages))
 
     before = agreement(toy.init())
@@ -108,13 +102,13 @@ def test_one_step_needs_no_pass_for_old_logprobs(toy):
     rl = toy.rl()
     optimizer = make_optimizer(rl)
     programs = make_programs(toy.forward, toy.unembed, optimizer, rl, toy.completion)
-    old = batched_logprobs(programs.logprobs, toy.init(), data.tokens, data.positions, data.mask, 2)
+    old = toy.logprobs(programs.logprobs, toy.init(), data)
     explicit = train(toy, replace(data, old_logp=old), programs=programs)
 
     def refuse(*args):
         raise AssertionError("a forward pass that one step does not need")
 
-    implicit = train(toy, data, programs=UpdatePrograms(programs.step, LogprobProgram(refuse)))
+    implicit = train(toy, data, programs=replace(programs, logprobs=LogprobProgram(refuse)))
     assert_same(implicit, explicit)
     assert implicit[1]["approx_kl"] == 0 and implicit[1]["clip_fraction"] == 0
 
@@ -124,17 +118,23 @@ def test_later_steps_are_measured_against_the_policy_that_sampled(toy):
     rl = toy.rl(grad_accum=3, ppo_epochs=2, micro_batch_size=2)
     optimizer = make_optimizer(rl)
     programs = make_programs(toy.forward, toy.unembed, optimizer, rl, toy.completion)
-    old = np.asarray(programs.logprobs.run(toy.init(), data.tokens, data.positions, data.mask))
+    old = toy.logprobs(programs.logprobs, toy.init(), data)
     state, sums = init_train_state(toy.init(), optimizer), []
     for rows in ([0, 1, 2], [3, 4, 5]) * 2:
-        one = jax.tree.map(lambda x: x[None], pick(replace(data, old_logp=old), rows))
-        state, stats = programs.step(state, None, one)
+        state, stats = one_step(programs, state, pick(replace(data, old_logp=old), rows), rl)
         sums.append({name: float(value) for name, value in stats.items()})
     got, averages = run_update(init_train_state(toy.init(), optimizer), data, programs, rl)
     right = {"policy_loss": np.mean([s["policy_loss"] for s in sums])}
     tokens = sum(s["token_count"] for s in sums)
     right |= {name: sum(s[name] for s in sums) / tokens for name in ("approx_kl", "entropy", "kl_to_reference")}
     assert_same((got, {name: averages[name] for name in right}), (state, right))
+
+
+def one_step(programs, state, data, rl):
+    """An optimizer step of all rows in one micro-batch."""
+    (micro_batch,) = make_step_batches(data, Packing(len(data.mask), 0, False), rl, programs.max_new_tokens)
+    totals = programs.start(state.params, sum_names(data.ref_logp is not None, data.sampler_logp is not None))
+    return programs.apply(state, programs.accumulate(state.params, None, totals, micro_batch))
 
 
 def flat_bytes(tree):
@@ -144,8 +144,8 @@ def flat_bytes(tree):
 def bad_gradient(toy):
     """A forward whose value is right and whose gradient is not finite: the slope of a square root at 0."""
 
-    def forward(params, tokens, positions, *, remat):
-        hidden, cache = toy.forward(params, tokens, positions, remat=remat)
+    def forward(params, tokens, positions, *, segments, remat):
+        hidden, cache = toy.forward(params, tokens, positions, segments=segments, remat=remat)
         return hidden + jnp.sqrt(jnp.sum(params["norm"] * 0.0)), cache
 
     return forward
@@ -156,19 +156,19 @@ def bad_gradient(toy):
 def test_a_non_finite_step_leaves_the_state_bit_for_bit(toy, fault, dtype):
     rl = toy.rl()
     optimizer = make_optimizer(rl)
-    good = make_programs(toy.forward, toy.unembed, optimizer, rl, toy.completion).step
-    bad = good if fault == "loss" else make_programs(bad_gradient(toy), toy.unembed, optimizer, rl, 5).step
-    data = jax.tree.map(lambda x: x[None], toy.batch(3))
+    good = make_programs(toy.forward, toy.unembed, optimizer, rl, toy.completion)
+    bad = good if fault == "loss" else make_programs(bad_gradient(toy), toy.unembed, optimizer, rl, 5)
+    data = toy.batch(3)
     poisoned = replace(data, advantages=np.where(data.mask, np.inf, 0).astype(np.float32)) if bad is good else data
 
-    state, _ = good(init_train_state(toy.init(dtype=dtype), optimizer), None, data)
+    state, _ = one_step(good, init_train_state(toy.init(dtype=dtype), optimizer), data, rl)
     before = flat_bytes((state.params, state.opt_state, state.step))
     for times in (1, 2):
-        state, sums = bad(state, None, poisoned)
+        state, sums = one_step(bad, state, poisoned, rl)
         assert sums["skipped"] == 1 and np.isfinite(sums["loss"]) == (fault == "gradient")
         assert (int(state.skipped_in_row), int(state.skipped_total)) == (times, times)
         assert flat_bytes((state.params, state.opt_state, state.step)) == before
-    state, sums = good(state, None, data)
+    state, sums = one_step(good, state, data, rl)
     assert sums["skipped"] == 0 and flat_bytes(state.params) != before[: len(jax.tree.leaves(state.params))]
     assert (int(state.step), int(state.skipped_in_row), int(state.skipped_total)) == (2, 0, 2)
 
@@ -193,9 +193,9 @@ def test_bf16_weights_train_and_stay_bf16(toy):
 def test_updates_of_one_shape_share_their_programs(toy):
     traces = []
 
-    def forward(*args, remat):
+    def forward(*args, segments, remat):
         traces.append(remat)
-        return toy.forward(*args, remat=remat)
+        return toy.forward(*args, segments=segments, remat=remat)
 
     rl = toy.rl(grad_accum=2, micro_batch_size=2)
     optimizer = make_optimizer(rl)
@@ -213,8 +213,8 @@ def test_reference_logprobs_in_parts_equal_those_of_all_rows(toy):
     data = toy.batch(5)
     rl = toy.rl()
     programs = make_programs(toy.forward, toy.unembed, make_optimizer(rl), rl, toy.completion)
-    whole = batched_logprobs(programs.logprobs, toy.init(), data.tokens, data.positions, data.mask, 0)
-    parts = batched_logprobs(programs.logprobs, toy.init(), data.tokens, data.positions, data.mask, 2)
+    whole = toy.logprobs(programs.logprobs, toy.init(), data)
+    parts = toy.logprobs(programs.logprobs, toy.init(), data, Packing(2, tokens=0, shares_prompts=False))
     assert whole.shape == data.mask.shape
     np.testing.assert_allclose(parts, whole, atol=1e-6)
 

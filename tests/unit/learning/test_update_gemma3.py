@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jax_rl.learning.optimizer import init_train_state, make_optimizer
-from jax_rl.learning.update import batched_logprobs, make_programs, run_update
+from jax_rl.learning.update import make_programs, run_update
 from jax_rl.models.registry import model_from_config
 
 CONFIG = {
@@ -38,7 +38,7 @@ def params(model):
 def test_logprobs_equal_those_of_full_logits(model, params, toy):
     data, rl = toy.batch(5), toy.rl()
     programs = make_programs(model.forward, model.unembed, make_optimizer(rl), rl, toy.completion)
-    logp = batched_logprobs(programs.logprobs, params, data.tokens, data.positions, data.mask, 2)
+    logp = toy.logprobs(programs.logprobs, params, data)
     tokens, positions = jnp.asarray(data.tokens), jnp.asarray(data.positions)
     hidden, _ = jax.jit(model.forward)(params, tokens, positions)
     log_p = jax.nn.log_softmax(model.logits(params, hidden[:, toy.prompt - 1 : -1]))

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from jax_rl.learning.optimizer import init_train_state, make_optimizer
-from jax_rl.learning.update import batched_logprobs, make_programs, run_update
+from jax_rl.learning.update import make_programs, run_update
 from jax_rl.models.lora import adapter_specs, attach, init_adapters
 from jax_rl.models.registry import model_from_config
 
@@ -42,7 +42,7 @@ def test_updates_change_the_adapters_alone(model, frozen, adapters, toy):
     data, before = toy.batch(6), as_bytes(frozen)
 
     def logprobs(params):
-        return batched_logprobs(programs.logprobs, params, data.tokens, data.positions, data.mask, 3)
+        return toy.logprobs(programs.logprobs, params, data)
 
     base = logprobs(attach(frozen, adapters, 0.0))
     state = init_train_state(jax.tree.map(jnp.copy, adapters), make_optimizer(rl))

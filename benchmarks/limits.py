@@ -62,7 +62,9 @@ class XLA:
         return lambda: add(a, b).block_until_ready()
 
     def chain(self, inputs: dict, weights: list) -> Callable[[], object]:
-        product = self.jax.jit(lambda inputs, weights: [self.jnp.einsum("ni,oi->no", inputs[w.shape[1]], w) for w in weights])
+        product = self.jax.jit(
+            lambda inputs, weights: [self.jnp.einsum("ni,oi->no", inputs[w.shape[1]], w) for w in weights]
+        )
         return lambda: self.jax.block_until_ready(product(inputs, weights))
 
 

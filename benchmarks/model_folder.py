@@ -1,6 +1,6 @@
 """Writes a model of random weights as a Hugging Face folder, with transformers: every system loads this one.
 
-    python -m benchmarks.model_folder MODEL FOLDER
+python -m benchmarks.model_folder MODEL FOLDER
 """
 
 import sys

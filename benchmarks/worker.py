@@ -1,6 +1,6 @@
 """One system in its own process: loaded once, then one request a line over stdin, one answer a line over stdout.
 
-    python -m benchmarks.worker SYSTEM FOLDER MODEL WORKLOAD
+python -m benchmarks.worker SYSTEM FOLDER MODEL WORKLOAD
 """
 
 import importlib

@@ -72,8 +72,8 @@ def draw(workload: str, model: ModelSize, seed: int = 0) -> Draw:
     """*fixed*: prompts of 64 tokens, completions of 64.
 
     *translation-S*: prompts of mean 150, 50 of them an instruction and the rest log-normal; completions log-normal of
-    mean 50, cut at 256; S is the sigma of both. The lengths are the quantiles (i + 1/2) / n in random order: a draw of a
-    few rows has the shape of the whole distribution, not of a lucky sample.
+    mean 50, cut at 256; S is the sigma of both. The lengths are the quantiles (i + 1/2) / n in random order: a draw of
+    a few rows has the shape of the whole distribution, not of a lucky sample.
     """
     rng = np.random.default_rng(seed)
     rows = model.prompts * GROUP_SIZE

@@ -84,9 +84,9 @@ def _comparison(results: dict, model: str, workload: str) -> str:
         f"## {model}, {workload}",
         "",
         f"{len(work.prompts)} prompts of {sum(map(len, work.prompts))} tokens, {len(work.lengths)} completions of "
-        f"{tokens} (longest {longest}). {size.body_params / 1e6:.1f} M weights, a head of {size.head_params / 1e6:.1f} M. "
-        f"Medians of {rounds} interleaved rounds; other processes took at most {busiest:.1f} cores beside one. In "
-        f"brackets: the limit's share of the time.",
+        f"{tokens} (longest {longest}). Weights: {size.body_params / 1e6:.1f} M and a head of "
+        f"{size.head_params / 1e6:.1f} M. Medians of {rounds} interleaved rounds; other processes took at most "
+        f"{busiest:.1f} cores beside one. In brackets: the limit's share of the time.",
         "",
         "| " + " | ".join(head) + " |",
         "|---" * len(head) + "|",

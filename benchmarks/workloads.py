@@ -7,7 +7,8 @@ import numpy as np
 
 PAD, EOS, BOS, UNK = range(4)
 GROUP_SIZE = 8
-MICRO_ROWS = 8  # completions in one forward and backward pass, the same for every system
+MICRO_ROWS = 8  # completions in one forward and backward pass of the peers, which count rows
+MICRO_TOKENS = 2048  # in one of ours, which counts tokens: what 8 rows of the translation workload come to, padded
 TEMPERATURE, TOP_K, TOP_P = 0.8, 50, 0.95
 LEARNING_RATE, WEIGHT_DECAY, KL_COEF, CLIP_EPS, MAX_GRAD_NORM = 1e-6, 0.01, 0.04, 0.2, 1.0
 

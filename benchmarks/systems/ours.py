@@ -21,7 +21,7 @@ from benchmarks.workloads import (
     KL_COEF,
     LEARNING_RATE,
     MAX_GRAD_NORM,
-    MICRO_ROWS,
+    MICRO_TOKENS,
     PAD,
     TEMPERATURE,
     TOP_K,
@@ -48,10 +48,11 @@ from jax_rl.config.schema import (
 )
 from jax_rl.experience import collect_experience
 from jax_rl.learning.optimizer import init_train_state, make_optimizer
-from jax_rl.learning.update import batched_logprobs, make_programs, run_update
+from jax_rl.learning.update import batched_logprobs, make_programs, packing_of, run_update
 from jax_rl.rewards.scoring import Scorer
 from jax_rl.rewards.types import Scored, Translation
 from jax_rl.setup import open_run
+from jax_rl.trainer import abstract_state, shardings_of
 
 
 def versions() -> dict[str, str]:
@@ -81,11 +82,20 @@ class System:
         run = ExitStack().enter_context(open_run(cfg))
         self.run = replace(run, scorer=Scorer([metric or EvenShare()], None, cfg.reward))
         self._force_lengths()
-        optimizer = make_optimizer(cfg.rl)
+        optimizer, layout = make_optimizer(cfg.rl), run.layouts.policy
+        shardings = shardings_of(abstract_state(run, optimizer, layout))
         self.programs = make_programs(
-            run.model.forward, run.model.unembed, optimizer, cfg.rl, draw.max_new_tokens, run.lora_scale
+            run.model.forward,
+            run.model.unembed,
+            optimizer,
+            cfg.rl,
+            draw.max_new_tokens,
+            run.lora_scale,
+            layout,
+            shardings,
+            shares_prompts=not run.model.family.recurrent,
         )
-        self.state = init_train_state(run.load_trained(), optimizer)
+        self.state = init_train_state(run.load_trained(), optimizer, shardings)
         self.updates = 0
 
     def _force_lengths(self) -> None:
@@ -105,15 +115,16 @@ class System:
         tokens = np.array([[PAD] * (width - len(p)) + p + c + [PAD] * (longest - len(c)) for p, c in rows], np.int32)
         real = tokens != PAD
         positions = np.where(real, real.cumsum(1) - 1, -1).astype(np.int32)
-        logprobs, params = self.programs.logprobs, self.run.policy(self.state.params)
-        logp = batched_logprobs(logprobs, params, tokens, positions, real[:, width:], MICRO_ROWS)
+        program, params = self.programs.logprobs, self.run.policy(self.state.params)
+        packing = packing_of(self.run.cfg.rl, len(rows), program)
+        logp = batched_logprobs(program, params, tokens, positions, real[:, width:], packing)
         return {"1.0": [values[: len(c)].tolist() for values, (_, c) in zip(logp, rows)]}
 
     def update(self) -> Phases:
         clock = Clock()
         self.updates += 1
         with clock.phase("update"):
-            experience = collect_experience(self.run, self.state.params, self.programs, self.updates, clock)
+            experience = collect_experience(self.run, self.state.params, self.updates, clock)
             with clock.phase("train"):
                 self.state, _ = run_update(
                     self.state, experience.update_batch(), self.programs, self.run.cfg.rl, self.run.frozen
@@ -150,7 +161,7 @@ def _config(folder: Path, draw: Draw) -> Config:
             weight_decay=WEIGHT_DECAY,
             batch_size=len(draw.prompts),
             grad_accum=0,
-            micro_batch_size=MICRO_ROWS,
+            micro_batch_tokens=MICRO_TOKENS,
             clip_eps=CLIP_EPS,
             kl_coef=KL_COEF,
             max_grad_norm=MAX_GRAD_NORM,

@@ -161,17 +161,22 @@ def model_folder(model: str) -> Path:
     """The Hugging Face folder that every system loads, written once."""
     folder = REPO / ".cache" / "bench" / model
     if not (folder / "tokenizer.json").exists():
-        ask_once(PYTHON["hf"], "-m", "benchmarks.model_folder", model, str(folder))
+        run_once(PYTHON["hf"], "-m", "benchmarks.model_folder", model, folder)
     return folder
 
 
 def ask_once(*command) -> object:
     """The JSON that a command prints in its last line."""
+    return json.loads(run_once(*command).splitlines()[-1])
+
+
+def run_once(*command) -> str:
+    """What a command prints. A failure ends the benchmark with the end of its error output."""
     arguments = [str(part) for part in command]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=REPO, env=environment())
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments[1:])} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return done.stdout
 
 
 def environment() -> dict[str, str]:

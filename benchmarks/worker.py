@@ -11,8 +11,6 @@ from pathlib import Path
 
 from benchmarks.workloads import MODELS, check_rows, draw
 
-SYSTEMS = ("ours", "hf", "trl", "tunix")
-
 
 def main() -> None:
     name, folder, model, workload = sys.argv[1:]
@@ -22,9 +20,7 @@ def main() -> None:
     system = module.System(Path(folder), MODELS[model], draw(workload, MODELS[model]))
     for line in sys.stdin:
         task = json.loads(line)
-        if task == "versions":
-            answer = module.versions()
-        elif task == "logprobs":
+        if task == "logprobs":
             answer = system.logprobs(check_rows(MODELS[model]))
         elif task == "update":
             answer = system.update()

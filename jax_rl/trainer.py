@@ -82,19 +82,7 @@ def train(cfg: Config) -> None:
     """
     with open_run(cfg) as run, _stop_on_sigterm() as stop:
         optimizer = make_optimizer(cfg.rl)
-        model, longest = run.model, cfg.generation.max_new_tokens
-        layout = run.layouts.policy
-        programs = make_programs(
-            model.forward,
-            model.unembed,
-            optimizer,
-            cfg.rl,
-            longest,
-            run.lora_scale,
-            layout,
-            shardings_of(abstract_state(run, optimizer, layout)),
-            shares_prompts=not model.family.recurrent,
-        )
+        programs = make_run_programs(run, optimizer)
         keep, best_only = cfg.logging.keep_last_n_checkpoints, cfg.logging.save_only_best
         checkpoints = Checkpoints(run.output_dir, keep, best_only, run.hosts)
         state, progress, resumed = start(run, optimizer, checkpoints)
@@ -116,6 +104,22 @@ def train(cfg: Config) -> None:
                     return
             _save_model(run, "final", state)
             run_log.finish(*_before_and_after(progress, cfg))
+
+
+def make_run_programs(run: Run, optimizer: Optimizer) -> UpdatePrograms:
+    """The programs of the run's updates, for its model on the policy's mesh."""
+    model, layout = run.model, run.layouts.policy
+    return make_programs(
+        model.forward,
+        model.unembed,
+        optimizer,
+        run.cfg.rl,
+        run.cfg.generation.max_new_tokens,
+        run.lora_scale,
+        layout,
+        shardings_of(abstract_state(run, optimizer, layout)),
+        shares_prompts=not model.family.recurrent,
+    )
 
 
 def start(run: Run, optimizer: Optimizer, checkpoints: Checkpoints) -> tuple[TrainState, Progress, bool]:

@@ -48,11 +48,11 @@ from jax_rl.config.schema import (
 )
 from jax_rl.experience import collect_experience
 from jax_rl.learning.optimizer import init_train_state, make_optimizer
-from jax_rl.learning.update import batched_logprobs, make_programs, packing_of, run_update
+from jax_rl.learning.update import batched_logprobs, packing_of, run_update
 from jax_rl.rewards.scoring import Scorer
 from jax_rl.rewards.types import Scored, Translation
 from jax_rl.setup import open_run
-from jax_rl.trainer import abstract_state, shardings_of
+from jax_rl.trainer import abstract_state, make_run_programs, shardings_of
 
 
 def versions() -> dict[str, str]:
@@ -82,19 +82,9 @@ class System:
         run = ExitStack().enter_context(open_run(cfg))
         self.run = replace(run, scorer=Scorer([metric or EvenShare()], None, cfg.reward))
         self._force_lengths()
-        optimizer, layout = make_optimizer(cfg.rl), run.layouts.policy
-        shardings = shardings_of(abstract_state(run, optimizer, layout))
-        self.programs = make_programs(
-            run.model.forward,
-            run.model.unembed,
-            optimizer,
-            cfg.rl,
-            draw.max_new_tokens,
-            run.lora_scale,
-            layout,
-            shardings,
-            shares_prompts=not run.model.family.recurrent,
-        )
+        optimizer = make_optimizer(cfg.rl)
+        self.programs = make_run_programs(run, optimizer)
+        shardings = shardings_of(abstract_state(run, optimizer, run.layouts.policy))
         self.state = init_train_state(run.load_trained(), optimizer, shardings)
         self.updates = 0
 

@@ -180,7 +180,7 @@ def _open_parts(cfg: Config, seats: Seats, hosts: Hosts, training: bool) -> Iter
                 ),
                 scorer=starting.result()
                 if hosts.count == 1
-                else SharedScorer(starting.result(), hosts.gather, hosts.index, hosts.count),
+                else SharedScorer(starting.result(), hosts.gather, hosts.own_rows),
                 train_prompts=train_prompts,
                 eval_prompts=eval_prompts,
             )

@@ -149,8 +149,8 @@ class Hosts:
         """Whether the flag is up on any host: the same answer on all of them."""
         return any(self.gather(what, flag))
 
-    def own_rows(self, total: int, group_size: int) -> slice:
-        """The completions whose scores are this host's to get: whole groups, dealt out evenly."""
+    def own_rows(self, total: int, group_size: int = 1) -> slice:
+        """The completions whose scores are this host's to get: a run of whole groups, dealt out evenly."""
         groups = total // group_size
         first, last = (groups * i // self.count * group_size for i in (self.index, self.index + 1))
         return slice(first, last)
@@ -164,7 +164,7 @@ class Hosts:
             return
         try:
             self._client.key_value_set(_FAILURE, json.dumps({"host": self.index, "message": message}))
-        except Exception as error:  # noqa: BLE001 - another host was first, or the service has gone: we end anyway
+        except RuntimeError as error:  # another host was first, or the service has gone: we end anyway
             log.debug("could not tell of the failure: %s", error)
         time.sleep(_GRACE_SECONDS)
         sys.stdout.flush()
@@ -175,7 +175,7 @@ class Hosts:
         left = max(1, int(1000 * (end - time.monotonic())))
         try:
             packed = self._client.blocking_key_value_get_bytes(f"jax_rl/{call}/{host}", left)
-        except Exception as error:  # the service raises its own kind for a time-out
+        except RuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
             raise HostError(
@@ -189,7 +189,7 @@ class Hosts:
             time.sleep(_POLL_SECONDS)
             try:
                 failure = json.loads(self._client.key_value_try_get(_FAILURE))
-            except Exception:  # noqa: BLE001 - NOT_FOUND is the service's way to say that all is well
+            except RuntimeError:  # NOT_FOUND is the service's way to say that all is well
                 continue
             if failure["host"] != self.index:
                 print(f"{self._names[failure['host']]} failed: {failure['message']}", file=sys.stderr, flush=True)
@@ -232,7 +232,7 @@ def join_hosts(cluster: Cluster | None, *, timeout_sec: float, heartbeat_sec: fl
             heartbeat_timeout_seconds=int(heartbeat_sec),
             shutdown_timeout_seconds=30,
         )
-    except Exception as error:
+    except (RuntimeError, ValueError) as error:
         raise HostError(f"the hosts did not meet within {timeout_sec:g} s (misc.host_timeout_sec): {error}") from error
     state = distributed.global_state
     return Hosts(state.process_id, state.num_processes, state.client, timeout_sec)

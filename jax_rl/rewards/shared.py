@@ -9,19 +9,18 @@ from jax_rl.rewards.scoring import CompletionScores, Scorer, ScoringCounts
 from jax_rl.rewards.types import ErrorSpan, Missing, Score, Scored, Translation
 
 Gather = Callable[[str, Any], list[Any]]  # (what it is, this host's value) -> every host's, in order
+OwnRows = Callable[[int], slice]  # number of rows -> this host's; those of all hosts, in order, are all
 
 
 class SharedScorer:
     """A `Scorer` that all hosts ask for the same batches in the same order; each result waits for all hosts."""
 
-    def __init__(self, scorer: Scorer, gather: Gather, index: int, count: int) -> None:
-        self._scorer, self._gather = scorer, gather
-        self._index, self._count = index, count
+    def __init__(self, scorer: Scorer, gather: Gather, own_rows: OwnRows) -> None:
+        self._scorer, self._gather, self._own_rows = scorer, gather, own_rows
 
     def submit(self, batch: Sequence[Translation]) -> "SharedScores":
         """Starts scoring this host's share: a run of rows, so that most groups stay together."""
-        first, last = (len(batch) * i // self._count for i in (self._index, self._index + 1))
-        return SharedScores(self._scorer.submit(batch[first:last]), self._gather)
+        return SharedScores(self._scorer.submit(batch[self._own_rows(len(batch))]), self._gather)
 
     def score(self, batch: Sequence[Translation]) -> list[CompletionScores]:
         """`submit`, and wait."""

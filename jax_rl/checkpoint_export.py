@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jax_rl.checkpoint_view import StoredArray, open_view
-from jax_rl.checkpoints import CheckpointError, is_checkpoint, read_meta
+from jax_rl.checkpoints import CheckpointError, is_checkpoint, leaf_name, read_meta
 from jax_rl.errors import UserError
 from jax_rl.models.hf_checkpoint import HFCheckpoint, Leaf, open_checkpoint, write_model
 from jax_rl.models.hub import resolve_model_folder
@@ -67,7 +67,7 @@ class _Run:
 
     def policy_leaf(self, path: tuple[Any, ...], spec: ParamSpec) -> Leaf:
         """One of the model's parameters: trained, or of the base, with its adapter merged if it has one."""
-        name = _name(path)
+        name = leaf_name(path)
         if self.adapters is None:
             return self.trained_leaf(path, spec)
         stored = [self.base.tensors[self.base.layout.stored_name(hf_name)] for hf_name in spec.hf_names]
@@ -85,7 +85,7 @@ class _Run:
 
     def trained_leaf(self, path: tuple[Any, ...], spec: ParamSpec) -> Leaf:
         """One of the arrays that were trained."""
-        name = _name(path)
+        name = leaf_name(path)
 
         def tensor(row: int) -> np.ndarray:
             (array,) = self.fetch(name)
@@ -115,7 +115,7 @@ def _open_run(checkpoint: Path, base: str | None) -> _Run:
 
 def _compare(checkpoint: Path, arrays: dict[str, StoredArray], specs: Specs, base: Path, layout: Layout) -> None:
     expected = {
-        _name(path): held_shape(spec.shape, layout.sharding_for(spec))
+        leaf_name(path): held_shape(spec.shape, layout.sharding_for(spec))
         for path, spec in jax.tree_util.tree_leaves_with_path(specs)
     }
     problems = [f"missing: {name}" for name in expected if name not in arrays]
@@ -127,10 +127,6 @@ def _compare(checkpoint: Path, arrays: dict[str, StoredArray], specs: Specs, bas
     ]
     if problems:
         raise CheckpointError(f"{checkpoint} does not fit the model in {base}:\n  " + "\n  ".join(problems))
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _keep_last(arrays: dict[str, StoredArray]) -> Callable[..., list[np.ndarray]]:

@@ -175,8 +175,8 @@ def restore(path: Path, like: Any, stored: Any = None) -> tuple[Any, dict]:
 
 
 def _compare_shapes(path: Path, found: Any, expected: Any) -> None:
-    shapes = {_name(key): tuple(leaf.shape) for key, leaf in jax.tree_util.tree_leaves_with_path(found)}
-    wanted = {_name(key): tuple(leaf.shape) for key, leaf in jax.tree_util.tree_leaves_with_path(expected)}
+    shapes = {leaf_name(key): tuple(leaf.shape) for key, leaf in jax.tree_util.tree_leaves_with_path(found)}
+    wanted = {leaf_name(key): tuple(leaf.shape) for key, leaf in jax.tree_util.tree_leaves_with_path(expected)}
     problems = [
         f"{name} {shapes.get(name)} instead of {shape}" for name, shape in wanted.items() if shapes.get(name) != shape
     ]
@@ -185,7 +185,8 @@ def _compare_shapes(path: Path, found: Any, expected: Any) -> None:
         raise CheckpointError(f"{path} does not fit this model and optimizer: {', '.join(problems[:3])}{more}")
 
 
-def _name(key: tuple[Any, ...]) -> str:
+def leaf_name(key: tuple[Any, ...]) -> str:
+    """The name of an array in a tree, such as `params/blocks/0/mlp/up_proj`."""
     return jax.tree_util.keystr(key, simple=True, separator="/")
 
 

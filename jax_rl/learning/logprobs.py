@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from jax_rl.learning.packing import Rows
+from jax_rl.learning.packing import Rows, unpacked_rows
 
 Params = Any  # a pytree of arrays
 # (params, tokens, positions, segments=, remat=) -> (hidden, cache)
@@ -36,12 +36,7 @@ def forward_logprobs(
     A token is predicted by the column before it, so the first completion token by the prompt's last one, P - 1.
     Both are 0 outside the mask. Positions count 0, 1, ... over a row's real tokens and are -1 on pads.
     """
-    prompt_length = tokens.shape[1] - mask.shape[1]
-    if prompt_length < 1:
-        raise ValueError(f"a completion of {mask.shape[1]} columns leaves no prompt in {tokens.shape[1]}: need P >= 1")
-    hidden, _ = forward(params, tokens, positions, remat=remat)
-    logp, entropy = completion_logprobs(hidden[:, prompt_length - 1 : -1], unembed(params), tokens[:, prompt_length:])
-    return jnp.where(mask, logp, 0.0), jnp.where(mask, entropy, 0.0)
+    return row_logprobs(forward, unembed, params, unpacked_rows(tokens, positions, mask), remat=remat)
 
 
 def row_logprobs(

@@ -70,25 +70,28 @@ def make_micro_batches(
     return [*_pack(tokens, positions, mask, packing)] if packing.tokens else [*_split(tokens, positions, mask, packing)]
 
 
-def _split(tokens: np.ndarray, positions: np.ndarray, mask: np.ndarray, packing: Packing) -> Iterator[Packed]:
-    """Rows as they are, `packing.rows` at a time, the last ones filled up with pads."""
-    width, length = mask.shape[1], tokens.shape[1]
+def unpacked_rows(tokens: BatchArray, positions: BatchArray, mask: BatchArray) -> Rows:
+    """One completion a row, the last T of the L = P + T columns, each slot predicted by the column before it."""
+    length, width = tokens.shape[1], mask.shape[1]
     prompt = length - width
     if prompt < 1:
         raise ValueError(f"a completion of {width} columns leaves no prompt in {length}: need P >= 1")
+    predictors = np.broadcast_to(np.arange(prompt - 1, length - 1, dtype=np.int32), mask.shape)
+    return Rows(tokens, positions, None, predictors, tokens[:, prompt:], mask)
+
+
+def _split(tokens: np.ndarray, positions: np.ndarray, mask: np.ndarray, packing: Packing) -> Iterator[Packed]:
+    """Rows as they are, `packing.rows` at a time, the last ones filled up with pads."""
+    width = mask.shape[1]
     shape = (packing.rows, width)
     for start in range(0, len(mask), packing.rows):
         here = slice(start, start + packing.rows)
         missing = ((0, packing.rows - len(mask[here])), (0, 0))
         completion = np.minimum(np.arange(start, start + packing.rows, dtype=np.int32), len(mask) - 1)
-        all_tokens = np.pad(tokens[here], missing)
-        rows = Rows(
-            tokens=all_tokens,
-            positions=np.pad(positions[here], missing, constant_values=-1),
-            segments=None,
-            predictors=np.broadcast_to(np.arange(prompt - 1, length - 1, dtype=np.int32), shape),
-            targets=all_tokens[:, prompt:],
-            mask=np.pad(mask[here], missing),
+        rows = unpacked_rows(
+            np.pad(tokens[here], missing),
+            np.pad(positions[here], missing, constant_values=-1),
+            np.pad(mask[here], missing),
         )
         yield Packed(
             rows,

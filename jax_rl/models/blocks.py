@@ -16,7 +16,6 @@ from jax_rl.models.params import Initializer, Params, ParamSpec
 # Constrains an activation's sharding by the logical names of its axes ("batch", "heads", "mlp", ..., None).
 Place = Callable[[Array, tuple[str | None, ...]], Array]
 HIDDEN = ("batch", None, None)  # axes of hidden states
-HEADS = {"q_proj": "heads", "k_proj": "kv_heads", "v_proj": "kv_heads"}  # axis of the heads that a projection makes
 
 
 def keep(x: Array, axes: tuple[str | None, ...]) -> Array:
@@ -107,6 +106,12 @@ def unembed(params: Params) -> Float[Array, "V D"]:
 
 def split_heads(x: Float[Array, "B T NH"], width: int) -> Float[Array, "B T N H"]:
     return x.reshape(*x.shape[:2], -1, width)
+
+
+def project_heads(p: Params, name: str, h: Float[Array, "B T D"], width: int, place: Place) -> Float[Array, "B T N H"]:
+    """The heads that `q_proj`, `k_proj` or `v_proj` makes."""
+    axis = "heads" if name == "q_proj" else "kv_heads"
+    return place(split_heads(linear(h, p[name]), width), ("batch", None, axis, None))
 
 
 def gated_mlp(

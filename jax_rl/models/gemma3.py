@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_rl.models import blocks
 from jax_rl.models.attend import Attend
-from jax_rl.models.blocks import HEADS, HIDDEN, LayerSpecs, Place, gated_mlp, keep, split_heads
+from jax_rl.models.blocks import HIDDEN, LayerSpecs, Place, gated_mlp, keep, project_heads
 from jax_rl.models.cache import KV, Cache, empty_cache, empty_kv
 from jax_rl.models.errors import ModelError
 from jax_rl.models.layers import Rope, apply_rope, linear, rms_norm, rope_angles
@@ -161,12 +161,10 @@ def forward(
     gelu = partial(jax.nn.gelu, approximate=True)
 
     def self_attention(kind: str, p: Params, h: Array, kv: KV | None, row: Array | None) -> tuple[Array, KV | None]:
-        def head(name: str) -> Array:
-            return place(split_heads(linear(h, p[name]), cfg.head_dim), ("batch", None, HEADS[name], None))
-
-        q = apply_rope(rms_norm(head("q_proj"), p["q_norm"], cfg.rms_norm_eps), angles[kind])
-        k = apply_rope(rms_norm(head("k_proj"), p["k_norm"], cfg.rms_norm_eps), angles[kind])
-        out, kv = attend(q, k, head("v_proj"), mask[kind], cfg.query_pre_attn_scalar**-0.5, kv, row)
+        q, k, v = (project_heads(p, name, h, cfg.head_dim, place) for name in ("q_proj", "k_proj", "v_proj"))
+        q = apply_rope(rms_norm(q, p["q_norm"], cfg.rms_norm_eps), angles[kind])
+        k = apply_rope(rms_norm(k, p["k_norm"], cfg.rms_norm_eps), angles[kind])
+        out, kv = attend(q, k, v, mask[kind], cfg.query_pre_attn_scalar**-0.5, kv, row)
         return linear(out, p["o_proj"]), kv
 
     def layer(kind: str, p: Params, x: Array, kv: KV | None, row: Array | None) -> tuple[Array, KV | None]:

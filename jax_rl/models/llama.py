@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_rl.models import blocks
 from jax_rl.models.attend import Attend
-from jax_rl.models.blocks import HEADS, HIDDEN, LayerSpecs, Place, gated_mlp, keep, split_heads
+from jax_rl.models.blocks import HIDDEN, LayerSpecs, Place, gated_mlp, keep, project_heads
 from jax_rl.models.cache import KV, Cache, empty_cache, empty_kv
 from jax_rl.models.errors import ModelError
 from jax_rl.models.layers import Rope, apply_rope, linear, plain_rms_norm, rope_angles
@@ -133,14 +133,11 @@ def forward(
     angles, mask = rope_angles(cfg.rope, positions, cfg.head_dim), attend.mask()
 
     def self_attention(p: Params, h: Array, kv: KV | None, row: Array | None) -> tuple[Array, KV | None]:
-        def head(name: str) -> Array:
-            return place(split_heads(linear(h, p[name]), cfg.head_dim), ("batch", None, HEADS[name], None))
-
-        q, k = head("q_proj"), head("k_proj")
+        q, k, v = (project_heads(p, name, h, cfg.head_dim, place) for name in ("q_proj", "k_proj", "v_proj"))
         if cfg.head_norms:
             q, k = (plain_rms_norm(x, p[n], cfg.rms_norm_eps) for x, n in ((q, "q_norm"), (k, "k_norm")))
         q, k = apply_rope(q, angles), apply_rope(k, angles)
-        out, kv = attend(q, k, head("v_proj"), mask, cfg.head_dim**-0.5, kv, row)
+        out, kv = attend(q, k, v, mask, cfg.head_dim**-0.5, kv, row)
         return linear(out, p["o_proj"]), kv
 
     def layer(kind: str, p: Params, x: Array, kv: KV | None, row: Array | None) -> tuple[Array, KV | None]:

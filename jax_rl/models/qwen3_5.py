@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_rl.models import blocks, gated_delta
 from jax_rl.models.attend import Attend
-from jax_rl.models.blocks import HIDDEN, LayerSpecs, Place, gated_mlp, keep, split_heads
+from jax_rl.models.blocks import HIDDEN, LayerSpecs, Place, gated_mlp, keep, project_heads, split_heads
 from jax_rl.models.cache import KV, Cache, empty_cache, empty_kv, read_state, write_state
 from jax_rl.models.errors import ModelError
 from jax_rl.models.layers import F32, Rope, apply_rope, linear, plain_rms_norm, rms_norm, rope_angles
@@ -254,8 +254,8 @@ def forward(
     def gated_attention(p: Params, h: Array, kv: KV | None, row: Array | None) -> tuple[Array, KV | None]:
         q, gate = jnp.split(split_heads(linear(h, p["q_proj"]), 2 * cfg.head_dim), 2, axis=-1)  # of each head
         q = place(rms_norm(q, p["q_norm"], cfg.rms_norm_eps), ("batch", None, "heads", None))
-        k = rms_norm(split_heads(linear(h, p["k_proj"]), cfg.head_dim), p["k_norm"], cfg.rms_norm_eps)
-        v = split_heads(linear(h, p["v_proj"]), cfg.head_dim)
+        k, v = (project_heads(p, name, h, cfg.head_dim, place) for name in ("k_proj", "v_proj"))
+        k = rms_norm(k, p["k_norm"], cfg.rms_norm_eps)
         q, k = apply_rope(q, angles), apply_rope(k, angles)
         out, kv = attend(q, k, v, mask, cfg.head_dim**-0.5, kv, row)
         return linear(out * jax.nn.sigmoid(gate.reshape(out.shape)), p["o_proj"]), kv

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from jax_rl.config.schema import Config, MeshConfig
-from jax_rl.models.params import Params, Specs, hold
+from jax_rl.models.params import Params, Specs, hold, spec_leaves
 from jax_rl.models.registry import Model
 from jax_rl.parallel.devices import Placement
 from jax_rl.parallel.mesh import describe_devices, describe_shape, make_mesh, make_rollout_mesh
@@ -38,14 +38,18 @@ def make_layouts(cfg: Config, placement: Placement, model: Model) -> Layouts:
     return Layouts(Layout(policy), Layout(rollout), Layout(reference))
 
 
+def hold_alike(specs: Specs, one: Layout, other: Layout) -> bool:
+    """Whether two meshes of the same devices hold parameters in the same places."""
+    pairs = [(one.sharding_for(spec), other.sharding_for(spec), len(spec.shape)) for spec in spec_leaves(specs)]
+    return all(a.is_equivalent_to(b, rank) for a, b, rank in pairs)
+
+
 def make_transfer(specs: Specs, source: Layout, target: Layout) -> Callable[[Params], Params]:
     """Moves parameters to another mesh of the same devices; where nothing would move it hands them back."""
-    shardings = jax.tree.map(target.sharding_for, specs)
-    before = jax.tree.map(source.sharding_for, specs)
-    same = [a.is_equivalent_to(b, len(spec.shape)) for a, b, spec in _leaves(before, shardings, specs)]
-    if all(same):
+    if hold_alike(specs, source, target):
         return lambda params: params
 
+    shardings = jax.tree.map(target.sharding_for, specs)
     turn = _turn if source.mesh.shape["fsdp"] == source.mesh.size else lambda array, to: array
 
     def move(params: Params) -> Params:
@@ -67,10 +71,6 @@ def _turn(array: jax.Array, to: NamedSharding) -> jax.Array:
             half_way = NamedSharding(to.mesh, P(*cut[:d], (*axes, *rest), *cut[d + 1 :]))
             return jax.lax.with_sharding_constraint(array, half_way)
     return array
-
-
-def _leaves(*trees):
-    return zip(*map(jax.tree.leaves, trees), strict=True)
 
 
 def placement_table(

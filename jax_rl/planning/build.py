@@ -6,10 +6,9 @@ from typing import Any
 import jax
 
 from jax_rl.config import Config, resolve_reference
-from jax_rl.models.params import Specs, spec_leaves
 from jax_rl.models.registry import Model
 from jax_rl.parallel.devices import Placement
-from jax_rl.parallel.layouts import Layouts, make_layouts
+from jax_rl.parallel.layouts import Layouts, hold_alike, make_layouts
 from jax_rl.parallel.mesh import describe_shape
 from jax_rl.parallel.seats import assign
 from jax_rl.parallel.sharding import bytes_per_device
@@ -121,22 +120,13 @@ def _residents(
     cfg: Config, builder: Builder, layouts: Layouts, programs: dict[str, Program], shared: bool
 ) -> Residents:
     train = programs["train"].bytes_per_device
-    copied = _differ(builder.trained_specs, layouts)
+    copied = not hold_alike(builder.trained_specs, layouts.policy, layouts.rollout)
     copy = bytes_per_device(builder.trained_specs, layouts.rollout, builder.trained_dtype) if copied else 0
     frozen, trained = 0, bytes_per_device(builder.trained_specs, layouts.policy, builder.trained_dtype)
     if builder.adapters is not None:
         frozen = train["parameters"] - trained
-        if _differ(builder.model.specs, layouts):
+        if not hold_alike(builder.model.specs, layouts.policy, layouts.rollout):
             frozen += bytes_per_device(builder.model.specs, layouts.rollout, builder.dtype)
     own = bool(cfg.rl.kl_coef) and resolve_reference(cfg) != "lora_base"
     reference = programs["reference"].bytes_per_device["parameters"] if own and shared else 0
     return Residents(trained + train["optimizer"], frozen, reference, copy)
-
-
-def _differ(specs: Specs, layouts: Layouts) -> bool:
-    """Whether the rollout's mesh holds parameters otherwise than the policy's."""
-    pairs = [
-        (layouts.policy.sharding_for(spec), layouts.rollout.sharding_for(spec), len(spec.shape))
-        for spec in spec_leaves(specs)
-    ]
-    return not all(before.is_equivalent_to(after, rank) for before, after, rank in pairs)

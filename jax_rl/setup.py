@@ -24,7 +24,7 @@ from jax_rl.config.schema import RewardConfig
 from jax_rl.data.examples import Split, load_examples
 from jax_rl.data.prompts import Prompt, encode_prompts
 from jax_rl.errors import UserError
-from jax_rl.learning.update import LogprobProgram, make_logprob_program
+from jax_rl.learning.programs import LogprobProgram, make_logprob_program
 from jax_rl.models.hf_checkpoint import HFCheckpoint, open_checkpoint
 from jax_rl.models.hub import resolve_model_folder
 from jax_rl.models.lora import adapter_specs, init_adapters, policy_weights

@@ -22,7 +22,8 @@ from jax_rl.learning.optimizer import (
     init_train_state,
     make_optimizer,
 )
-from jax_rl.learning.update import UpdatePrograms, make_programs, run_update
+from jax_rl.learning.programs import UpdatePrograms, make_programs
+from jax_rl.learning.update import run_update
 from jax_rl.models.hf_checkpoint import save_model
 from jax_rl.models.params import abstract_params
 from jax_rl.parallel.arrays import to_host

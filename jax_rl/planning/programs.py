@@ -16,7 +16,8 @@ from jax.sharding import Sharding
 from jax_rl.config import Config, resolve_reference
 from jax_rl.learning.optimizer import TrainState, abstract_train_state, make_optimizer
 from jax_rl.learning.packing import Rows
-from jax_rl.learning.update import MicroBatch, make_logprob_program, make_programs, step_sizes, sum_names
+from jax_rl.learning.programs import MicroBatch, make_logprob_program, make_programs, sum_names
+from jax_rl.learning.update import step_sizes
 from jax_rl.models.lora import adapter_specs, policy_weights
 from jax_rl.models.params import Params, Specs, abstract_params
 from jax_rl.models.registry import Model

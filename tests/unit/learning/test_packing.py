@@ -9,14 +9,8 @@ import pytest
 
 from jax_rl.learning.optimizer import init_train_state, make_optimizer
 from jax_rl.learning.packing import Packing, make_micro_batches
-from jax_rl.learning.update import (
-    UpdateBatch,
-    make_logprob_program,
-    make_programs,
-    make_step_batches,
-    run_update,
-    sum_names,
-)
+from jax_rl.learning.programs import make_logprob_program, make_programs, sum_names
+from jax_rl.learning.update import UpdateBatch, make_step_batches, run_update
 from jax_rl.models.registry import model_from_config
 
 PROMPT, COMPLETION, GROUP, GROUPS = 9, 12, 4, 3

@@ -9,7 +9,8 @@ import pytest
 
 from jax_rl.learning.optimizer import init_train_state, make_optimizer
 from jax_rl.learning.packing import Packing
-from jax_rl.learning.update import LogprobProgram, UpdateBatch, make_programs, make_step_batches, run_update, sum_names
+from jax_rl.learning.programs import LogprobProgram, make_programs, sum_names
+from jax_rl.learning.update import UpdateBatch, make_step_batches, run_update
 
 
 def train(toy, data, forward=None, params=None, programs=None, **changes):

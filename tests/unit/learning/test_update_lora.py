@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from jax_rl.learning.optimizer import init_train_state, make_optimizer
-from jax_rl.learning.update import make_programs, run_update
+from jax_rl.learning.programs import make_programs
+from jax_rl.learning.update import run_update
 from jax_rl.models.lora import adapter_specs, attach, init_adapters
 from jax_rl.models.registry import model_from_config
 

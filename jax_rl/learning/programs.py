@@ -1,0 +1,186 @@
+"""The jitted programs of an update: one adds a micro-batch's gradient, one makes the step, one computes logprobs.
+
+Micro-batches have shapes from a small set (`packing.py`), and each shape is a program.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float32
+
+from jax_rl.config.schema import RLConfig
+from jax_rl.learning.logprobs import Forward, Params, Unembed, row_logprobs
+from jax_rl.learning.losses import Sums, policy_loss
+from jax_rl.learning.optimizer import Optimizer, TrainState
+from jax_rl.learning.packing import BatchArray, Rows
+from jax_rl.models.lora import policy_weights
+from jax_rl.parallel.sharding import Layout
+
+PER_TOKEN = ("approx_kl", "clip_fraction", "entropy", "kl_to_reference", "sampler_logp_gap")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward and backward pass takes. `weights` is the share of each token in the step's loss."""
+
+    rows: Rows
+    weights: BatchArray  # [R, S] f32, as all below
+    advantages: BatchArray
+    ref_logp: BatchArray | None
+    old_logp: BatchArray | None
+    sampler_logp: BatchArray | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Totals:
+    """What the micro-batches of one optimizer step add up to."""
+
+    gradients: Params  # f32
+    sums: Any  # those of `policy_loss` by name; in a tree of shardings one for all
+
+
+@dataclass(frozen=True)
+class LogprobProgram:
+    """`run(params, rows)` -> logp [R, S] f32, jitted; for old and reference logprobs."""
+
+    run: Callable[[Params, Rows], Float32[Array, "R S"]]
+    layout: Layout | None = None  # of the parameters; None: everything is on one device
+    shares_prompts: bool = True  # whether the model reads packed groups
+
+
+@dataclass(frozen=True)
+class UpdatePrograms:
+    """The jitted functions of `run_update`.
+
+    start(trained, names of the sums) -> Totals of nothing.
+    accumulate(trained, frozen, totals, micro_batch) -> Totals; gradients add up in f32, and `totals` is donated.
+    apply(state, totals) -> (state, stats): one optimizer step; the state is donated. A non-finite loss or gradient
+    leaves params, moments and step as they are, bit for bit, and is counted. Stats: the sums of `policy_loss`,
+    `grad_norm` before the clip, `skipped` (0 or 1).
+
+    `trained`, the state's params, is all weights (`frozen` is None), or the adapters of the weights in `frozen`.
+    """
+
+    start: Callable[[Params, tuple[str, ...]], Totals]
+    accumulate: Callable[[Params, Params | None, Totals, MicroBatch], Totals]
+    apply: Callable[[TrainState, Totals], tuple[TrainState, Sums]]
+    logprobs: LogprobProgram
+    max_new_tokens: int
+    lora_scale: float = 0.0
+    layout: Layout | None = None
+
+
+def make_programs(
+    forward: Forward,
+    unembed: Unembed,
+    optimizer: Optimizer,
+    rl: RLConfig,
+    max_new_tokens: int,
+    lora_scale: float = 0.0,
+    layout: Layout | None = None,
+    shardings: TrainState | None = None,
+    shares_prompts: bool = True,
+) -> UpdatePrograms:
+    """`forward(params, tokens, positions, segments=, remat=)` -> (hidden, cache).
+
+    lora_scale: alpha / rank of the adapters, where these are what is trained.
+    layout, shardings: of the policy's mesh, and of the state there; None: one device.
+    shares_prompts: whether `forward` reads packed groups; recurrent families do not.
+    """
+    if layout is None:
+        totals_at, applied_at = None, None
+    else:
+        assert shardings is not None
+        totals_at = Totals(shardings.params, layout.replicated)
+        applied_at = (shardings, layout.replicated)
+    accumulate = make_accumulate(forward, unembed, rl, lora_scale)
+    return UpdatePrograms(
+        start=jax.jit(_no_totals, static_argnums=1, out_shardings=totals_at),
+        accumulate=jax.jit(accumulate, donate_argnums=2, out_shardings=totals_at),
+        apply=jax.jit(make_apply(optimizer), donate_argnums=0, out_shardings=applied_at),
+        logprobs=make_logprob_program(forward, unembed, layout, shares_prompts),
+        max_new_tokens=max_new_tokens,
+        lora_scale=lora_scale,
+        layout=layout,
+    )
+
+
+def make_logprob_program(
+    forward: Forward, unembed: Unembed, layout: Layout | None = None, shares_prompts: bool = True
+) -> LogprobProgram:
+    @partial(jax.jit, out_shardings=None if layout is None else layout.replicated)
+    def logprobs(params: Params, rows: Rows) -> Float32[Array, "R S"]:
+        return row_logprobs(forward, unembed, params, rows, remat=False)[0]
+
+    return LogprobProgram(logprobs, layout, shares_prompts)
+
+
+def _no_totals(trained: Params, names: tuple[str, ...]) -> Totals:
+    gradients = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), trained)
+    return Totals(gradients, {name: jnp.zeros((), jnp.float32) for name in names})
+
+
+def make_accumulate(
+    forward: Forward, unembed: Unembed, rl: RLConfig, lora_scale: float = 0.0
+) -> Callable[[Params, Params | None, Totals, MicroBatch], Totals]:
+    """See UpdatePrograms."""
+
+    def loss_of(trained: Params, frozen: Params | None, batch: MicroBatch) -> tuple[Array, Sums]:
+        params, mask = policy_weights(trained, frozen, lora_scale), batch.rows.mask
+        logp, entropy = row_logprobs(forward, unembed, params, batch.rows, remat=True)
+        old_logp = jax.lax.stop_gradient(logp) if batch.old_logp is None else batch.old_logp
+        loss, sums = policy_loss(
+            logp,
+            old_logp,
+            batch.ref_logp,
+            entropy,
+            batch.advantages,
+            mask,
+            batch.weights,
+            algorithm=rl.algorithm,
+            clip_eps=rl.clip_eps,
+            kl_coef=rl.kl_coef,
+            kl_estimator=rl.kl_estimator,
+            entropy_coef=rl.entropy_coef,
+        )
+        if batch.sampler_logp is not None:
+            gap = jnp.abs(old_logp - batch.sampler_logp)
+            sums["sampler_logp_gap"] = jax.lax.stop_gradient(jnp.sum(jnp.where(mask, gap, 0.0)))
+        return loss, sums
+
+    def accumulate(trained: Params, frozen: Params | None, totals: Totals, batch: MicroBatch) -> Totals:
+        part = Totals(*jax.grad(loss_of, has_aux=True)(trained, frozen, batch))
+        return jax.tree.map(jnp.add, totals, part)
+
+    return accumulate
+
+
+def make_apply(optimizer: Optimizer) -> Callable[[TrainState, Totals], tuple[TrainState, Sums]]:
+    """See UpdatePrograms."""
+
+    def apply(state: TrainState, totals: Totals) -> tuple[TrainState, Sums]:
+        grad_norm = optax.tree.norm(totals.gradients)
+        good = jnp.isfinite(totals.sums["loss"]) & jnp.isfinite(grad_norm)
+        params, opt_state = optimizer.apply(totals.gradients, state.opt_state, state.params)
+        old = (state.params, state.opt_state, state.step)
+        new = (params, opt_state, state.step + 1)
+        params, opt_state, count = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+        bad = jnp.logical_not(good).astype(jnp.int32)
+        in_row = jnp.where(good, 0, state.skipped_in_row + 1)
+        new_state = TrainState(params, opt_state, count, in_row, state.skipped_total + bad)
+        return new_state, totals.sums | {"grad_norm": grad_norm, "skipped": bad}
+
+    return apply
+
+
+def sum_names(with_reference: bool, with_sampler: bool) -> tuple[str, ...]:
+    """The sums that a step adds up, whose data has reference and sampler logprobs or not."""
+    absent = {"kl_to_reference": not with_reference, "sampler_logp_gap": not with_sampler}
+    return ("loss", "policy_loss", "token_count", *(name for name in PER_TOKEN if not absent.get(name)))

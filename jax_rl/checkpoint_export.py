@@ -12,7 +12,8 @@ import numpy as np
 from jax_rl.checkpoint_view import StoredArray, open_view
 from jax_rl.checkpoints import CheckpointError, is_checkpoint, leaf_name, read_meta
 from jax_rl.errors import UserError
-from jax_rl.models.hf_checkpoint import HFCheckpoint, Leaf, open_checkpoint, write_model
+from jax_rl.models.hf_checkpoint import HFCheckpoint, open_checkpoint
+from jax_rl.models.hf_export import Leaf, write_model
 from jax_rl.models.hub import resolve_model_folder
 from jax_rl.models.lora import Adapted, adapter_specs
 from jax_rl.models.params import ParamSpec, Specs, held_shape, real_part

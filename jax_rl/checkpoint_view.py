@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jax_rl.checkpoints import STATE, CheckpointError, is_checkpoint, read_meta
-from jax_rl.models.hf_checkpoint import list_tensors
+from jax_rl.models.hf_folder import list_tensors
 from jax_rl.models.safetensors_file import StoredTensor
 
 BLOCK = 1 << 20  # elements that are widened to float64 at once

@@ -24,7 +24,7 @@ from jax_rl.learning.optimizer import (
 )
 from jax_rl.learning.programs import UpdatePrograms, make_programs
 from jax_rl.learning.update import run_update
-from jax_rl.models.hf_checkpoint import save_model
+from jax_rl.models.hf_export import save_model
 from jax_rl.models.params import abstract_params
 from jax_rl.parallel.arrays import to_host
 from jax_rl.parallel.sharding import Layout, layout_of_sizes

@@ -16,6 +16,7 @@ CHECKED = ["jax_rl.learning", "jax_rl.models", "jax_rl.rollout.sampling"]
 with install_import_hook(CHECKED, "beartype.beartype"):
     import jax_rl.learning.update
     import jax_rl.models.hf_checkpoint
+    import jax_rl.models.hf_export
     import jax_rl.rollout.sampling  # noqa: F401
 
 import jax  # noqa: E402

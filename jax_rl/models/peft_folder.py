@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from jax_rl.models.hf_checkpoint import Leaf
+from jax_rl.models.hf_export import Leaf
 from jax_rl.models.lora import adapted_names
 from jax_rl.models.params import ParamSpec, Specs
 from jax_rl.models.safetensors_file import TensorToWrite, write_file

@@ -14,7 +14,7 @@ import numpy as np
 
 from jax_rl.config.schema import DataConfig
 from jax_rl.data.examples import load_examples
-from jax_rl.models.hf_checkpoint import save_model
+from jax_rl.models.hf_export import save_model
 from jax_rl.models.registry import model_from_config
 from jax_rl.tokens.tokenizer import Tokenizer
 from jax_rl.toy.supervise import Batch, Noise, batches_of_like_length, encode_pairs, noisy_pairs, pad, supervise

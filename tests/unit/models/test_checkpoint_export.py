@@ -143,9 +143,9 @@ def lora_checkpoint(tiny_checkpoint, tmp_path):
 def test_killed_half_way_it_leaves_nothing_and_can_be_repeated(lora_checkpoint, tmp_path):
     code = """
 import os, signal, sys
-from jax_rl.models import hf_checkpoint
+from jax_rl.models import hf_export
 from jax_rl.export import main
-merged, count = hf_checkpoint.TensorToWrite.array, [0]
+merged, count = hf_export.TensorToWrite.array, [0]
 def array(name, shape, dtype, fetch):
     def dying():
         count[0] += 1
@@ -153,7 +153,7 @@ def array(name, shape, dtype, fetch):
             os.kill(os.getpid(), signal.SIGKILL)
         return fetch()
     return merged(name, shape, dtype, dying)
-hf_checkpoint.TensorToWrite.array = array
+hf_export.TensorToWrite.array = array
 main(sys.argv[1:])
 """
     out = tmp_path / "exports" / "out"

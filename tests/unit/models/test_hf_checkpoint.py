@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma3ForConditionalGeneration
 
-from jax_rl.models import hf_checkpoint
+from jax_rl.models import hf_export
 from jax_rl.models.errors import ModelError
-from jax_rl.models.hf_checkpoint import load_model, open_checkpoint, save_model
+from jax_rl.models.hf_checkpoint import load_model, open_checkpoint
+from jax_rl.models.hf_export import save_model
 from jax_rl.models.params import spec_leaves
 from jax_rl.models.registry import model_from_config, read_config
 
@@ -176,7 +177,7 @@ def test_a_head_that_equals_the_embedding_stays_tied(damaged):
 
 
 def test_export_loads_in_transformers_with_equal_logits(text_hf, text_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(hf_checkpoint, "MAX_FILE_BYTES", 100_000)
+    monkeypatch.setattr(hf_export, "MAX_FILE_BYTES", 100_000)
     source = tmp_path / "source"
     shutil.copytree(text_folder, source)
     (source / "tokenizer.json").write_text("{}")

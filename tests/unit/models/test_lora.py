@@ -13,7 +13,8 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
 from jax_rl.models.errors import ModelError
-from jax_rl.models.hf_checkpoint import load_model, save_model
+from jax_rl.models.hf_checkpoint import load_model
+from jax_rl.models.hf_export import save_model
 from jax_rl.models.lora import Adapted, adapter_specs, attach, init_adapters
 from jax_rl.models.params import ParamSpec, spec_leaves
 

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from jax_rl.config import Config
-from jax_rl.planning.programs import Program, Work
+from jax_rl.planning.compiled import Program
+from jax_rl.planning.programs import Work
 from jax_rl.planning.targets import DEFAULT_POOL, POOL_VARIABLE, Chip
 
 GIB = 2**30

@@ -20,7 +20,8 @@ from jax_rl.planning.budget import (
     least_update_seconds,
     phases,
 )
-from jax_rl.planning.programs import Builder, Program
+from jax_rl.planning.compiled import Program
+from jax_rl.planning.programs import Builder
 from jax_rl.planning.targets import PlanError, Target
 
 

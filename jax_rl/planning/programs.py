@@ -1,10 +1,6 @@
 """The programs of an update on abstract arrays: the trainer's own code, compiled and never run."""
 
 import math
-import re
-import time
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,39 +19,11 @@ from jax_rl.models.params import Params, Specs, abstract_params
 from jax_rl.models.registry import Model
 from jax_rl.parallel.layouts import Layouts
 from jax_rl.parallel.sharding import Layout
+from jax_rl.planning.compiled import Program, compile_program, name_part, tree_bytes
 from jax_rl.planning.flops import forward_flops, train_flops
 from jax_rl.rollout.decode import DecodePrograms, DecodeState
 from jax_rl.rollout.shapes import bucket, cache_slots
 from jax_rl.setup import training_sampling
-
-COLLECTIVES = re.compile(r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
-OVER_MEMORY = re.compile(r"total \(([\d.]+)([KMG])\)|Used ([\d.]+)([KMG]) of")
-
-
-@dataclass(frozen=True)
-class Program:
-    """One compiled program. Bytes are per device.
-
-    Attributes:
-        bytes_per_device: parameters (frozen ones too), optimizer (moments and low bits), gradients (f32, the full set
-            that an optimizer step adds up), kv_cache, inputs, temporaries (all else that lives in between).
-        peak_bytes: arguments, results and temporaries together; None where the compiler refused and did not say.
-        flops: of all calls of one update, by formula, over all devices.
-        collectives: operations in the program's text; one inside a loop over layers or tokens counts once.
-        calls: how often an update runs it.
-        refused: the compiler's words, where it found that the program does not fit.
-    """
-
-    name: str
-    devices: int
-    bytes_per_device: dict[str, int]
-    peak_bytes: int | None
-    flops: int
-    collectives: dict[str, int]
-    compile_cpu_seconds: float
-    calls: int
-    argument_bytes: int = 0  # as the compiler counts what the program is given
-    refused: str | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +124,7 @@ class Builder:
         lower = partial(run.lower, params, *inputs, slots=sizes[0], sampling=sampling)
         flops = forward_flops(model, work.prompts, work.prompt_len, 1)
         parts: dict[str, Any] = {"parameters": params, "inputs": inputs}
-        prefill, compiled = _compile("prefill", layout, lower, parts, flops, work.batches)
+        prefill, compiled = compile_program("prefill", layout, lower, parts, flops, work.batches)
         if compiled is None:
             return [prefill]
         shardings = compiled.output_shardings
@@ -165,13 +133,13 @@ class Builder:
             shapes = jax.eval_shape(partial(programs.prefill, slots=slots, sampling=sampling), params, *inputs)
             return jax.tree.map(_with_sharding, shapes, shardings)
 
-        made = [_set(prefill, kv_cache=_bytes(state(sizes[0]).cache))]
+        made = [name_part(prefill, kv_cache=tree_bytes(state(sizes[0]).cache))]
         if len(sizes) > 1:
             before = state(sizes[-2])
             run = jax.jit(programs.reshape, static_argnames="slots")
             lower = partial(run.lower, before, array(work.rows), slots=sizes[-1])
             parts = {"parameters": (), "kv_cache": before.cache, "inputs": _without_cache(before)}
-            grow, compiled = _compile("grow", layout, lower, parts, 0, work.batches * (len(sizes) - 1))
+            grow, compiled = compile_program("grow", layout, lower, parts, 0, work.batches * (len(sizes) - 1))
             made.append(grow)
             if compiled is None:
                 return made
@@ -181,7 +149,7 @@ class Builder:
         lower = partial(run.lower, params, last, array(), array(), sampling=sampling)
         flops = forward_flops(model, work.rows, work.new_tokens, work.new_tokens, before=work.prompt_len)
         parts = {"parameters": params, "kv_cache": last.cache, "inputs": _without_cache(last)}
-        return [*made, _compile("decode", layout, lower, parts, flops, work.batches)[0]]
+        return [*made, compile_program("decode", layout, lower, parts, flops, work.batches)[0]]
 
     def reference(self) -> list[Program]:
         """Logprobs under the frozen reference; nothing where no KL is asked for."""
@@ -201,7 +169,7 @@ class Builder:
         flops = forward_flops(self.model, rows, work.length, work.new_tokens)
         calls = math.ceil(completions / rows) * work.batches
         parts = {"parameters": params, "inputs": inputs}
-        return [_compile("reference", layout, partial(_lower, program, params, inputs), parts, flops, calls)[0]]
+        return [compile_program("reference", layout, partial(_lower, program, params, inputs), parts, flops, calls)[0]]
 
     def train(self) -> Program:
         """The gradient of a micro-batch and the optimizer step, here as one program; flops are those of all of them."""
@@ -225,9 +193,11 @@ class Builder:
             self.model, work.micro_batches * work.micro_rows, work.length, work.new_tokens, self.adapters
         )
         parts = {"parameters": (trained, frozen), "optimizer": state.opt_state, "inputs": batch}
-        program, _ = _compile("train", layout, partial(_lower, step, state, frozen, batch), parts, flops, work.steps)
-        gradients = _bytes(jax.tree.map(lambda p: _with_dtype(p, jnp.float32), trained))
-        return _set(program, gradients=gradients)
+        program, _ = compile_program(
+            "train", layout, partial(_lower, step, state, frozen, batch), parts, flops, work.steps
+        )
+        gradients = tree_bytes(jax.tree.map(lambda p: _with_dtype(p, jnp.float32), trained))
+        return name_part(program, gradients=gradients)
 
     def _rows(self, rows: int, layout: Layout) -> Rows:
         def array(columns: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
@@ -249,65 +219,9 @@ class Builder:
         )
 
 
-def _compile(
-    name: str, layout: Layout, lower: Callable[[], Any], parts: dict[str, Any], flops: int, calls: int
-) -> tuple[Program, Any]:
-    """The program, and what the compiler made of it (None: it refused)."""
-    start = time.process_time()
-    sizes = {part: _bytes(tree) for part, tree in parts.items()}
-    program = Program(name, layout.mesh.devices.size, sizes, None, flops * calls, {}, 0.0, calls)
-    try:
-        compiled = lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        words = str(error).strip().splitlines()[0]
-        seconds = time.process_time() - start
-        return replace(program, refused=words, peak_bytes=_wanted(words), compile_cpu_seconds=seconds), None
-    memory = compiled.memory_analysis()
-    arguments = memory.argument_size_in_bytes
-    made = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    program = replace(
-        program,
-        bytes_per_device=sizes | {"temporaries": made},
-        peak_bytes=arguments + made,
-        argument_bytes=arguments,
-        collectives=dict(sorted(Counter(COLLECTIVES.findall(compiled.as_text())).items())),
-        compile_cpu_seconds=time.process_time() - start,
-    )
-    return program, compiled
-
-
 def _lower(program: Any, *args: Any) -> Any:
     """Of a jitted function that is typed as what it computes."""
     return program.lower(*args)
-
-
-def _set(program: Program, **sizes: int) -> Program:
-    """Names a part of the temporaries."""
-    left = max(program.bytes_per_device.get("temporaries", 0) - sum(sizes.values()), 0)
-    return replace(program, bytes_per_device=program.bytes_per_device | sizes | {"temporaries": left})
-
-
-def _wanted(words: str) -> int | None:
-    found = OVER_MEMORY.search(words)
-    if found is None:
-        return None
-    number, unit = (part for part in found.groups() if part)
-    return int(float(number) * 2 ** {"K": 10, "M": 20, "G": 30}[unit])
-
-
-def _bytes(tree: Any) -> int:
-    """On each device."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * _itemsize(x) for x in jax.tree.leaves(tree))
-
-
-def _itemsize(leaf: jax.ShapeDtypeStruct) -> int:
-    """A random key has the bytes of its data."""
-    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return leaf.dtype.itemsize
-    data = jax.eval_shape(jax.random.key_data, leaf)
-    return data.shape[-1] * data.dtype.itemsize
 
 
 def _without_cache(state: DecodeState) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import pytest
 
 from jax_rl.config.schema import Config, ModelConfig, RLConfig
 from jax_rl.planning.budget import GIB, Residents, advise, least_seconds, least_update_seconds, phases
-from jax_rl.planning.programs import Program, Work
+from jax_rl.planning.compiled import Program
+from jax_rl.planning.programs import Work
 from jax_rl.planning.targets import Chip
 
 WORK = Work(prompts=8, rows=64, batches=1, group=8, prompt_len=64, new_tokens=64, step_rows=64, micro_rows=16, steps=1)

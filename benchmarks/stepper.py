@@ -5,13 +5,15 @@ from collections.abc import Callable
 
 
 class Stepper:
-    """Runs `loop` in a thread. The loop calls `wait` before a step and `finished` after it; `step` lets it make one."""
+    """Runs `loop` in a thread, from the first step on. It calls `wait` before a step and `finished` after it; `step` lets
+    it make one.
+    """
 
     def __init__(self, loop: Callable[[], object]) -> None:
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
         self._loop = loop
-        threading.Thread(target=self._run, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def wait(self) -> None:
         self._go.acquire()
@@ -20,6 +22,8 @@ class Stepper:
         self._done.release()
 
     def step(self) -> None:
+        if self._thread.ident is None:
+            self._thread.start()
         self._go.release()
         self._done.acquire()
         if self._error is not None:

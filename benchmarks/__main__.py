@@ -1,7 +1,8 @@
 """Side by side with transformers, TRL and Tunix: `make bench`, or `make bench BENCH_ARGS=--quick`.
 
-For each model and workload every system starts in a process of its own, shows that it computes the same logprobs, and
-then makes one update after the other in turns with the rest. Writes results.json and table.md.
+For each model and workload every system starts in a process of its own, shows that its reference, which no update
+changes, gives the same logprobs as the others', and then makes one update after the other in turns with the rest.
+Writes results.json and table.md.
 """
 
 import argparse

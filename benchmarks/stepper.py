@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 
 class Stepper:
-    """Runs `loop` in a thread, from the first step on. It calls `wait` before a step and `finished` after it; `step` lets
-    it make one.
+    """Runs `loop` in a thread, from the first step on.
+
+    The loop calls `wait` before a step and `finished` after it; `step` lets it make one.
     """
 
     def __init__(self, loop: Callable[[], object]) -> None:

@@ -61,7 +61,7 @@ class System:
     @torch.no_grad()
     def logprobs(self, rows: list[tuple[list[int], list[int]]]) -> dict[str, list[list[float]]]:
         def at(temperature: float) -> list[list[float]]:
-            logp, mask = row_logprobs(self.policy, rows, temperature)
+            logp, mask = row_logprobs(self.reference, rows, temperature)
             return [values[keep].tolist() for values, keep in zip(logp, mask)]
 
         return {str(temperature): at(temperature) for temperature in (1.0, TEMPERATURE)}

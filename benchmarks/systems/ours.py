@@ -105,7 +105,7 @@ class System:
         tokens = np.array([[PAD] * (width - len(p)) + p + c + [PAD] * (longest - len(c)) for p, c in rows], np.int32)
         real = tokens != PAD
         positions = np.where(real, real.cumsum(1) - 1, -1).astype(np.int32)
-        program, params = self.programs.logprobs, self.run.policy(self.state.params)
+        program, params = self.run.reference_logprobs, self.run.reference_policy(self.state.params)
         packing = packing_of(self.run.cfg.rl, len(rows), program)
         logp = batched_logprobs(program, params, tokens, positions, real[:, width:], packing)
         return {"1.0": [values[: len(c)].tolist() for values, (_, c) in zip(logp, rows)]}

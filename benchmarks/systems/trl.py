@@ -137,7 +137,7 @@ class System:
         tokens = [[PAD] * (width - len(p)) + p + c + [PAD] * (longest - len(c)) for p, c in rows]
         tokens = torch.tensor(tokens)
         attention = (tokens != PAD).long()
-        logp = self.trainer._get_per_token_logps_and_entropies(self.trainer.model, tokens, attention, longest)[0]
+        logp = self.trainer._get_per_token_logps_and_entropies(self.trainer.ref_model, tokens, attention, longest)[0]
         return {str(TEMPERATURE): [values[: len(c)].tolist() for values, (_, c) in zip(logp, rows)]}
 
     def update(self) -> Phases:

@@ -167,7 +167,11 @@ def _open_parts(cfg: Config, seats: Seats, hosts: Hosts, training: bool) -> Iter
                 to_rollout=to_rollout(policy.specs if adapters is None else adapters),
                 rollout_frozen=None if frozen is None else to_rollout(policy.specs)(frozen),
                 reference_logprobs=make_logprob_program(
-                    referee.forward, referee.unembed, layouts.reference, shares_prompts=not policy.family.recurrent
+                    referee.forward,
+                    referee.unembed,
+                    layouts.reference,
+                    shares_prompts=not policy.family.recurrent,
+                    name="reference_logprobs",
                 ),
                 reference=reference,
                 engine=RolloutEngine(
@@ -210,6 +214,8 @@ def configure_jax(cfg: Config) -> None:
     cache = Path(cfg.misc.compilation_cache_dir or Path.home() / ".cache" / "jax_rl" / "programs")
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # names are no part of a program, so that one in the cache may have been compiled with others or with none
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", bool(cfg.misc.profile_updates))
 
 
 def training_sampling(cfg: Config) -> SamplingParams:

@@ -1,10 +1,7 @@
 """The loop: prompts -> rollout -> score -> advantages -> update -> log -> save."""
 
 import logging
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +25,12 @@ from jax_rl.models.hf_export import save_model
 from jax_rl.models.params import abstract_params
 from jax_rl.parallel.arrays import to_host
 from jax_rl.parallel.sharding import Layout, layout_of_sizes
+from jax_rl.runlog.profiles import profile_update
 from jax_rl.runlog.run_log import NoLog, RunLog
 from jax_rl.runlog.tables import Evaluated, print_report
 from jax_rl.runlog.timing import PhaseClock
 from jax_rl.setup import Run, open_run
+from jax_rl.stopping import stop_on_sigterm
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +80,7 @@ def train(cfg: Config) -> None:
         UserError: the inputs are not what they must be; nothing was written over.
         RunStopped: the run cannot go on; its state is saved.
     """
-    with open_run(cfg) as run, _stop_on_sigterm() as stop:
+    with open_run(cfg) as run, stop_on_sigterm() as stop:
         optimizer = make_optimizer(cfg.rl)
         programs = make_run_programs(run, optimizer)
         keep, best_only = cfg.logging.keep_last_n_checkpoints, cfg.logging.save_only_best
@@ -93,7 +92,8 @@ def train(cfg: Config) -> None:
             if progress.update == 0 and progress.baseline is None and cfg.eval.run_before_train:
                 _evaluate(run, state, progress, run_log)
             while progress.update < cfg.rl.updates:
-                state = _one_update(run, state, progress, programs, checkpoints, run_log)
+                with _profiled(run, progress.update + 1):
+                    state = _one_update(run, state, progress, programs, checkpoints, run_log)
                 last = progress.update == cfg.rl.updates
                 if last or _is_due(progress.update, cfg.eval.eval_every_n_updates):
                     _evaluate(run, state, progress, run_log)
@@ -180,6 +180,11 @@ def _one_update(
             f"(rl.max_skipped_steps {cfg.rl.max_skipped_steps}); the state is saved as of update {update}"
         )
     return state
+
+
+def _profiled(run: Run, update: int) -> AbstractContextManager[None]:
+    host = run.hosts.index if run.hosts.count > 1 else None
+    return profile_update(run.output_dir, update, run.cfg.misc.profile_updates, host)
 
 
 def _train_row(experience: Experience, stats: dict[str, float | None], clock: PhaseClock, cfg: Config) -> dict:
@@ -276,29 +281,3 @@ def changed_keys(old: dict, new: dict, prefix: str = "") -> list[str]:
 
 def _is_due(update: int, every: int) -> bool:
     return every > 0 and update % every == 0
-
-
-@dataclass
-class _Stop:
-    requested: bool = False
-
-
-@contextmanager
-def _stop_on_sigterm() -> Iterator[_Stop]:
-    """Turns SIGTERM (Slurm's and Kubernetes' notice) into a flag that is read between updates.
-
-    Only a main thread can: in another one, of a notebook say, SIGTERM does what it did.
-    """
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(signum, frame) -> None:
-        stop.requested = True
-
-    before = signal.signal(signal.SIGTERM, request)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)

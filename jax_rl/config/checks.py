@@ -22,7 +22,7 @@ def check_values(cfg: Config) -> list[Problem]:
     """Everything that is wrong with a config apart from missing files (`paths.find_missing`)."""
     inputs = (_sources, _template, _rewards, _judge)
     places = (_device_names, _device_ids, _meshes, _prefixes, _reward_devices, _lora, _reference)
-    return [problem for rule in (*inputs, *places, _variables, _log_names) for problem in rule(cfg)]
+    return [problem for rule in (*inputs, *places, _variables, _log_names, _profiles) for problem in rule(cfg)]
 
 
 def explain_doubts(cfg: Config) -> list[str]:
@@ -241,6 +241,14 @@ def _log_names(cfg: Config) -> Iterator[Problem]:
         elif name in names[:i]:
             other = keys[names.index(name)]
             yield Problem((f"logging.{key}", f"logging.{other}"), f"{name} is logging.{other} too; name another file")
+
+
+def _profiles(cfg: Config) -> Iterator[Problem]:
+    never = sorted(n for n in cfg.misc.profile_updates if n > cfg.rl.updates)
+    if never:
+        keys = ("misc.profile_updates", "rl.updates")
+        text = f"{', '.join(map(str, never))} will not be made: rl.updates is {cfg.rl.updates}"
+        yield Problem(keys, f"{text}; name updates from 1 to {cfg.rl.updates}")
 
 
 def _reference_ids(cfg: Config) -> tuple[int, ...]:

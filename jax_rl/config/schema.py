@@ -279,6 +279,7 @@ class MiscConfig:
     huggingface_token_env: str = "HF_TOKEN"
     host_timeout_sec: Positive = 1800.0  # longest wait for another host, at the start and in every exchange
     heartbeat_timeout_sec: Positive = 60.0  # a process of another host that is silent for this long is dead
+    profile_updates: tuple[PositiveInt, ...] = ()  # write a JAX profiler trace of these updates to output_dir/profile
     compilation_cache_dir: OutputFolder | None = None  # of compiled programs; null = ~/.cache/jax_rl
 
 

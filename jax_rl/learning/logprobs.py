@@ -52,6 +52,7 @@ def row_logprobs(
     return jnp.where(rows.mask, logp, 0.0), jnp.where(rows.mask, entropy, 0.0)
 
 
+@jax.named_scope("unembed")
 def completion_logprobs(
     hidden: Float[Array, "B T D"],
     unembed: Float[Array, "V D"],

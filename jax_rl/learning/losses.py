@@ -36,6 +36,7 @@ def loss_weights(
     assert_never(aggregation)
 
 
+@jax.named_scope("loss")
 def policy_loss(
     logp: Float32[Array, "B T"],
     old_logp: Float32[Array, "B T"],

@@ -5,7 +5,6 @@ Micro-batches have shapes from a small set (`packing.py`), and each shape is a p
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -113,13 +112,21 @@ def make_programs(
 
 
 def make_logprob_program(
-    forward: Forward, unembed: Unembed, layout: Layout | None = None, shares_prompts: bool = True
+    forward: Forward,
+    unembed: Unembed,
+    layout: Layout | None = None,
+    shares_prompts: bool = True,
+    name: str = "logprobs",
 ) -> LogprobProgram:
-    @partial(jax.jit, out_shardings=None if layout is None else layout.replicated)
+    """name: of the program, in profiles and among the compiled ones."""
+
+    @jax.named_scope(name)
     def logprobs(params: Params, rows: Rows) -> Float32[Array, "R S"]:
         return row_logprobs(forward, unembed, params, rows, remat=False)[0]
 
-    return LogprobProgram(logprobs, layout, shares_prompts)
+    logprobs.__name__ = name
+    run = jax.jit(logprobs, out_shardings=None if layout is None else layout.replicated)
+    return LogprobProgram(run, layout, shares_prompts)
 
 
 def _no_totals(trained: Params, names: tuple[str, ...]) -> Totals:
@@ -156,8 +163,10 @@ def make_accumulate(
         return loss, sums
 
     def accumulate(trained: Params, frozen: Params | None, totals: Totals, batch: MicroBatch) -> Totals:
-        part = Totals(*jax.grad(loss_of, has_aux=True)(trained, frozen, batch))
-        return jax.tree.map(jnp.add, totals, part)
+        with jax.named_scope("gradients"):
+            part = Totals(*jax.grad(loss_of, has_aux=True)(trained, frozen, batch))
+        with jax.named_scope("accumulate"):
+            return jax.tree.map(jnp.add, totals, part)
 
     return accumulate
 
@@ -165,6 +174,7 @@ def make_accumulate(
 def make_apply(optimizer: Optimizer) -> Callable[[TrainState, Totals], tuple[TrainState, Sums]]:
     """See UpdatePrograms."""
 
+    @jax.named_scope("optimizer_step")
     def apply(state: TrainState, totals: Totals) -> tuple[TrainState, Sums]:
         grad_norm = optax.tree.norm(totals.gradients)
         good = jnp.isfinite(totals.sums["loss"]) & jnp.isfinite(grad_norm)

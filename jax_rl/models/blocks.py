@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 from jax.nn import initializers
 from jaxtyping import Array, Float, Int
 
@@ -114,6 +115,7 @@ def project_heads(p: Params, name: str, h: Float[Array, "B T D"], width: int, pl
     return place(split_heads(linear(h, p[name]), width), ("batch", None, axis, None))
 
 
+@jax.named_scope("mlp")
 def gated_mlp(
     p: Params, x: Float[Array, "B T D"], activation: Callable[[Array], Array], place: Place
 ) -> Float[Array, "B T D"]:

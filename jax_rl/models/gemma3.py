@@ -160,6 +160,7 @@ def forward(
     mask = {SLIDING: attend.mask(cfg.sliding_window), FULL: attend.mask()}
     gelu = partial(jax.nn.gelu, approximate=True)
 
+    @jax.named_scope("attention")
     def self_attention(kind: str, p: Params, h: Array, kv: KV | None, row: Array | None) -> tuple[Array, KV | None]:
         q, k, v = (project_heads(p, name, h, cfg.head_dim, place) for name in ("q_proj", "k_proj", "v_proj"))
         q = apply_rope(rms_norm(q, p["q_norm"], cfg.rms_norm_eps), angles[kind])

@@ -132,6 +132,7 @@ def forward(
     attend, cache = Attend.begin(positions, segments, cache)
     angles, mask = rope_angles(cfg.rope, positions, cfg.head_dim), attend.mask()
 
+    @jax.named_scope("attention")
     def self_attention(p: Params, h: Array, kv: KV | None, row: Array | None) -> tuple[Array, KV | None]:
         q, k, v = (project_heads(p, name, h, cfg.head_dim, place) for name in ("q_proj", "k_proj", "v_proj"))
         if cfg.head_norms:

@@ -201,6 +201,7 @@ def causal_conv(
     return jax.nn.silu(out).astype(x.dtype), jnp.take_along_axis(padded, newest[..., None], axis=1)
 
 
+@jax.named_scope("linear_attention")
 def gated_delta_net(
     cfg: Qwen35Config,
     p: Params,
@@ -251,6 +252,7 @@ def forward(
     angles, mask = rope_angles(cfg.rope, positions, cfg.head_dim), attend.mask()
     valid = jnp.greater_equal(positions, 0)
 
+    @jax.named_scope("attention")
     def gated_attention(p: Params, h: Array, kv: KV | None, row: Array | None) -> tuple[Array, KV | None]:
         q, gate = jnp.split(split_heads(linear(h, p["q_proj"]), 2 * cfg.head_dim), 2, axis=-1)  # of each head
         q = place(rms_norm(q, p["q_norm"], cfg.rms_norm_eps), ("batch", None, "heads", None))

@@ -120,6 +120,7 @@ class Model:
 
         return jax.tree.map(read, self.specs, params)
 
+    @jax.named_scope("unembed")
     def logits(self, params: Params, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """In float32. For a few rows: [B, T, V] of a training batch must never exist."""
         return jnp.einsum("...d,vd->...v", hidden, self.unembed(params), preferred_element_type=jnp.float32)

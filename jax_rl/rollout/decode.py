@@ -50,6 +50,7 @@ class DecodePrograms:
     pad_id: int
     cache_dtype: DTypeLike
 
+    @jax.named_scope("prefill")
     def prefill(
         self,
         params: Params,
@@ -91,6 +92,7 @@ class DecodePrograms:
         )
         return self._emit(state, share(logits), sampling)
 
+    @jax.named_scope("decode")
     def decode(
         self,
         params: Params,
@@ -114,6 +116,7 @@ class DecodePrograms:
 
         return lax.while_loop(go_on, advance, state)
 
+    @jax.named_scope("resize")
     def reshape(self, state: DecodeState, rows: Int[Array, " kept"], *, slots: int) -> DecodeState:
         """The state of `rows` alone, with a cache of `slots` slots."""
 
@@ -124,6 +127,7 @@ class DecodePrograms:
         cache = self.model.grow_cache(self.model.map_cache_rows(state.cache, take), slots)
         return DecodeState(step=state.step, cache=cache, **jax.tree.map(take, per_row))
 
+    @jax.named_scope("sample")
     def _emit(self, state: DecodeState, logits: Float[Array, "R V"], sampling: SamplingParams) -> DecodeState:
         """Samples the token of `step` from its logits; rows that have ended get the pad id."""
         ends, step = jnp.asarray(self.eos_ids, jnp.int32), state.step

@@ -68,7 +68,7 @@ def to_json(value: Any) -> Any:
         return {item.name: to_json(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, Path):
         return str(value)
-    if hasattr(value, "__array__"):  # numpy scalars and arrays, and those of JAX, which this room does not import
+    if hasattr(value, "__array__"):  # numpy's scalars and arrays, and JAX's
         array = np.asarray(value)
         wide = array.astype(np.float64) if array.dtype.kind not in "biuOSU" else array  # bfloat16 too
         return to_json(wide.tolist())

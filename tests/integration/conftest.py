@@ -28,6 +28,9 @@ SMALL = [
 WITHOUT_WORKERS = ["reward.metricx.enabled=false", "reward.xcomet.enabled=false", "reward.w_chrf=1.0"]
 
 
+CLOCKED = ("_per_second", "scoring_overlap")
+
+
 class TrainProcess:
     """`python -m jax_rl.train` on the toy config, as a user starts it."""
 
@@ -73,8 +76,7 @@ class TrainProcess:
             return []
         rows = [json.loads(line) for line in self.log_path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         return [
-            {k: v for k, v in row.items() if not k.startswith("seconds_") and not k.endswith("_per_second")}
-            for row in rows
+            {k: v for k, v in row.items() if not k.startswith("seconds_") and not k.endswith(CLOCKED)} for row in rows
         ]
 
     def finish(self, seconds: float = 400) -> int:

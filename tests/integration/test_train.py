@@ -1,5 +1,7 @@
 """Runs of the toy config through the command line: what is written, what must not matter, what is refused."""
 
+import gzip
+import importlib.util
 import json
 
 import numpy as np
@@ -10,10 +12,13 @@ from jax_rl import train
 from jax_rl.config import load_config
 from jax_rl.models.hf_checkpoint import load_model
 
+PHASES = ("rollout", "reference", "score_wait", "advantages", "update")
 
-def test_what_a_run_leaves_behind(tmp_path, start_training):
+
+def test_what_a_run_leaves_behind(tmp_path, start_training, repo):
     out = tmp_path / "run"
-    run = start_training(out, "logging.tensorboard=true", "logging.keep_last_n_checkpoints=2", workers=False)
+    overrides = ["logging.tensorboard=true", "logging.keep_last_n_checkpoints=2", "misc.profile_updates=[2]"]
+    run = start_training(out, *overrides, workers=False)
     assert run.finish() == 0, run.stderr[-3000:]
     names = {p.name for p in out.iterdir()}
     assert names >= {"resolved_config.yaml", "train_log.jsonl", "train_rollouts.jsonl", "eval_outputs.jsonl"}
@@ -33,13 +38,33 @@ def test_what_a_run_leaves_behind(tmp_path, start_training):
         train_row = next(row for row in map(json.loads, file) if row["type"] == "train")
     assert not set(required) - train_row.keys()
     assert train_row["sampler_logp_gap"] < 1e-4, "what the sampler computed is what the trainer computes"
-    assert {k for k in train_row if k.startswith("seconds_")} >= {"seconds_rollout", "seconds_update", "seconds_total"}
+    phases = {k: v for k, v in train_row.items() if k.startswith("seconds_") and "scoring" not in k}
+    assert phases.keys() >= {f"seconds_{name}" for name in (*PHASES, "total")}
+    assert sum(phases.values()) - phases["seconds_total"] <= phases["seconds_total"], "phases follow one another"
+    assert 0 <= train_row["seconds_scoring_overlapped"] <= train_row["seconds_scoring"] + 1e-9
     rollouts = [json.loads(line) for line in (out / "train_rollouts.jsonl").read_text().splitlines()]
     assert len(rollouts) == 6 * 4 * 4
     assert {"completion_text", "scores", "spans", "advantage", "finish_reason"} <= rollouts[0].keys()
     assert_transformers_loads(out / "final")
     again = load_config(out / "resolved_config.yaml")
     assert again.rl.updates == 6 and again.logging.output_dir == str(out)
+    assert_profile(out / "profile", repo)
+
+
+def assert_profile(folder, repo):
+    """Update 2 alone is traced: the trainer's phases on the host's lines, the programs' scopes on the device's."""
+    (trace,) = folder.rglob("*.trace.json.gz")
+    assert trace.is_relative_to(folder / "update-2")
+    with gzip.open(trace) as file:
+        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+    assert names >= {"train", "score_chrf", *PHASES}
+    spec = importlib.util.spec_from_file_location("profile_table", repo / "scripts" / "profile_table.py")
+    profile_table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(profile_table)
+    seconds = profile_table.device_seconds(folder / "update-2")
+    scopes = {scope for path in seconds for scope in path.removesuffix(" (backward)").split("/")}
+    assert scopes >= profile_table.SCOPES - {"logprobs", "linear_attention", "loss", "resize"}
+    assert seconds["(no scope)"] < 0.3 * sum(seconds.values())
 
 
 def assert_transformers_loads(folder):
@@ -68,16 +93,18 @@ def test_a_finished_run_started_again_changes_nothing(tmp_path, start_training):
 
 
 def test_micro_batches_change_no_loss(tmp_path, start_training):
-    """Micro-batches of 1 and of 16 completions: the same samples, and losses equal to 1e-5."""
+    """Micro-batches of 16 completions, of 1, and packed under a budget that takes several: the same samples, and losses
+    equal to 1e-5."""
     logs = []
-    for size in (1, 16):
-        run = start_training(tmp_path / str(size), f"rl.micro_batch_size={size}", "rl.updates=3", workers=False)
+    for name, size in (("micro_batch_size", 16), ("micro_batch_size", 1), ("micro_batch_tokens", 128)):
+        run = start_training(tmp_path / f"{name}-{size}", f"rl.{name}={size}", "rl.updates=3", workers=False)
         assert run.finish() == 0, run.stderr[-3000:]
         logs.append([row for row in run.log() if row["type"] == "train"])
-    for ours, theirs in zip(*logs):
-        assert ours["rollout_avg_completion_len"] == theirs["rollout_avg_completion_len"]
-        for name in ("loss", "policy_loss", "entropy", "kl_to_reference", "grad_norm"):
-            np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5, rtol=1e-5, err_msg=name)
+    for expected, *others in zip(*logs, strict=True):
+        for row in others:
+            assert row["rollout_avg_completion_len"] == expected["rollout_avg_completion_len"]
+            for name in ("loss", "policy_loss", "entropy", "kl_to_reference", "grad_norm"):
+                np.testing.assert_allclose(row[name], expected[name], atol=1e-5, rtol=1e-5, err_msg=name)
 
 
 def test_too_few_scores_stop_the_run_with_its_state_saved(tmp_path, start_training):

@@ -8,7 +8,7 @@ import pytest
 
 REPO = Path(__file__).parents[2]
 LEVELS = [  # a room imports from its own level's same room and from the levels before
-    {"errors", "files"},
+    {"errors", "files", "stopping"},
     {"config", "cli"},
     {"models", "tokens"},
     {"data", "checkpoints", "parallel", "runlog"},

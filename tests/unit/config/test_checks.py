@@ -57,6 +57,8 @@ def problem_of(folder: Path, *overrides: str) -> str:
             ["model.reference=lora_base", "model.lora.enabled=true", "model.reference_name_or_path=a/b"],
             ["model.reference_name_or_path", "policy's own base", "a/b"],
         ),
+        (["misc.profile_updates=[3, 21]"], ["misc.profile_updates", "21 will not be made", "rl.updates is 20"]),
+        (["misc.profile_updates=[0]"], ["misc.profile_updates", ">= 1"]),
         (["model.reference_device=cuda:\u00b2"], ["model.reference_device", "cuda:N"]),
         (["misc.device=gpu"], ["misc.device", '"gpu"', "cuda:N"]),
         (["reward.xcomet.device=tpu"], ["reward.xcomet.device", '"tpu"', "cpu, cuda"]),

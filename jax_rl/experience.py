@@ -10,7 +10,7 @@ import numpy as np
 from jax_rl.config.schema import RewardConfig
 from jax_rl.credit import Credit, assign_credit, to_translations
 from jax_rl.data.order import prompt_indices
-from jax_rl.figures import output_row, scoring_figures, update_figures
+from jax_rl.figures import output_row, overlap_figures, scoring_figures, update_figures
 from jax_rl.learning.advantages import Advantages, compute_advantages
 from jax_rl.learning.update import UpdateBatch, packing_of, start_logprobs
 from jax_rl.models.params import Params
@@ -36,7 +36,7 @@ class Experience:
     credit: Credit
     advantages: Advantages
     ref_logp: np.ndarray | None  # [B, T] float32
-    scoring: dict[str, float | None]  # what was missing or unknown
+    scoring: dict[str, float | None]  # what was missing or unknown, and how far it hid behind the device's work
 
     def update_batch(self) -> UpdateBatch:
         return UpdateBatch(
@@ -101,20 +101,22 @@ def collect_experience(run: Run, trained: Params, update: int, clock: PhaseClock
         ref_logp = None if reference is None else np.stack(in_order(parts, [finish() for _, _, finish in under_way]))
     with clock.phase("score_wait"):
         scores = in_order(parts, [future.result() for _, future, _ in under_way])
-    scoring = scoring_figures(run.scorer.take_counts())
-    credit = assign_credit(batch, scores, cfg.reward)
-    _require_scores(scores, cfg.reward)
-    advantages = compute_advantages(
-        credit.sequence_rewards,
-        credit.token_rewards,
-        batch.mask,
-        credit.scored,
-        group_size=cfg.generation.num_samples_per_prompt,
-        group_normalize=cfg.rl.group_normalize,
-        group_advantage_coef=cfg.rl.group_advantage_coef,
-        normalize_advantage=cfg.rl.normalize_advantage,
-        eps=cfg.rl.eps,
-    )
+    counts = run.scorer.take_counts()
+    scoring = scoring_figures(counts) | overlap_figures(counts.busy, clock.intervals("rollout", "reference"))
+    with clock.phase("advantages"):
+        credit = assign_credit(batch, scores, cfg.reward)
+        _require_scores(scores, cfg.reward)
+        advantages = compute_advantages(
+            credit.sequence_rewards,
+            credit.token_rewards,
+            batch.mask,
+            credit.scored,
+            group_size=cfg.generation.num_samples_per_prompt,
+            group_normalize=cfg.rl.group_normalize,
+            group_advantage_coef=cfg.rl.group_advantage_coef,
+            normalize_advantage=cfg.rl.normalize_advantage,
+            eps=cfg.rl.eps,
+        )
     if ref_logp is not None:
         batch = replace(batch, rollouts=_with_reference(batch, ref_logp))
     return Experience(batch, scores, credit, advantages, ref_logp, scoring)

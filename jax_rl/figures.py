@@ -10,6 +10,7 @@ from jax_rl.rewards.scoring import CompletionScores, ScoringCounts
 from jax_rl.rewards.text import is_blank
 from jax_rl.rewards.types import Missing, Scored
 from jax_rl.rollout.collect import Rollout, RolloutBatch
+from jax_rl.runlog.timing import Interval, covered_seconds, shared_seconds
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,25 @@ def scoring_figures(counts: ScoringCounts) -> dict[str, Value]:
     return {
         "missing_scores": float(sum(counts.missing.values())),
         "unknown_severities": float(counts.unknown_severities),
+    }
+
+
+def overlap_figures(scoring: Sequence[Interval], device: Sequence[Interval]) -> dict[str, Value]:
+    """How far scoring hid behind the device's work.
+
+    Args:
+        scoring: when each metric was at work on each batch.
+        device: when completions were sampled or reference logprobs computed.
+
+    Returns `seconds_scoring`, during which at least one metric was at work; `seconds_scoring_overlapped`, those of them
+    during which the device was too; and `scoring_overlap`, their share of the former: 1 where scoring cost no time of
+    its own, 0 where it began when the device had finished, None where there was none.
+    """
+    seconds, overlapped = covered_seconds(scoring), shared_seconds(scoring, device)
+    return {
+        "seconds_scoring": seconds,
+        "seconds_scoring_overlapped": overlapped,
+        "scoring_overlap": overlapped / seconds if seconds else None,
     }
 
 

@@ -2,12 +2,15 @@
 
 import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+
+from jax.profiler import TraceAnnotation
 
 from jax_rl.config.schema import RewardConfig
 from jax_rl.rewards.cache import ScoreCache
@@ -18,6 +21,7 @@ from jax_rl.rewards.spans import count_unknown_severities
 from jax_rl.rewards.types import ErrorSpan, Metric, Missing, Score, Scored, Translation
 from jax_rl.rewards.worker_metric import WorkerMetric
 from jax_rl.rewards.xcomet import XCometMetric
+from jax_rl.runlog.timing import Interval
 
 SPAN_METRICS = ("xcomet", "mqm")
 
@@ -35,12 +39,14 @@ class CompletionScores:
 class ScoringCounts:
     """What happened while scoring, for the log.
 
-    `events` depends on what the cache held, so it differs between a run and its resumed twin; the rest does not.
+    `events` and `busy` depend on what the cache held, so they differ between a run and its resumed twin; the rest does
+    not.
     """
 
     missing: Counter[str] = field(default_factory=Counter)  # completions without a score, by "metric: reason"
     unknown_severities: int = 0  # spans that weigh 0 because severity_weights does not name their severity
     events: Counter[str] = field(default_factory=Counter)  # "metric/cache_hits", "/asked" and each metric's own counts
+    busy: list[Interval] = field(default_factory=list)  # when each metric of this process was at work on each batch
 
 
 def sequence_reward(scores: Mapping[str, Score], cfg: RewardConfig) -> float | Missing:
@@ -82,6 +88,7 @@ class _Answers:
     scores: list[Score]
     cache_hits: int
     events: Mapping[str, int]
+    busy: Interval
 
 
 @runtime_checkable
@@ -148,6 +155,14 @@ class Scorer:
 
     def _ask(self, metric: Metric, texts: Sequence[Translation]) -> _Answers:
         """Runs in the metric's thread."""
+        start = time.perf_counter()
+        with TraceAnnotation(f"score_{metric.name}"):
+            scores, cache_hits = self._known_or_asked(metric, texts)
+        events = metric.pop_counts() if isinstance(metric, CountsEvents) else {}
+        return _Answers(scores, cache_hits, events, (start, time.perf_counter()))
+
+    def _known_or_asked(self, metric: Metric, texts: Sequence[Translation]) -> tuple[list[Score], int]:
+        """The scores, and how many the cache had."""
         if self._closed:
             raise RuntimeError("the scorer was closed before it came to this request")
         known: dict[Translation, Score] = {}
@@ -164,8 +179,7 @@ class Scorer:
             if self._cache is not None:
                 self._cache.put(metric, fresh.items())
             known |= fresh
-        events = metric.pop_counts() if isinstance(metric, CountsEvents) else {}
-        return _Answers([known[text] for text in texts], cache_hits, events)
+        return [known[text] for text in texts], cache_hits
 
     def _assemble(
         self,
@@ -186,6 +200,7 @@ class Scorer:
     def _count(self, answers: Mapping[str, _Answers], results: Sequence[CompletionScores]) -> None:
         with self._counts_lock:
             for name, answer in answers.items():
+                self._counts.busy.append(answer.busy)
                 asked = len(answer.scores) - answer.cache_hits
                 events = {"asked": asked, "cache_hits": answer.cache_hits, **answer.events}
                 self._counts.events.update({f"{name}/{event}": count for event, count in events.items()})

@@ -27,10 +27,10 @@ class SharedScorer:
         return self.submit(batch).result()
 
     def take_counts(self) -> ScoringCounts:
-        """What happened on all hosts since the last call."""
+        """What happened on all hosts since the last call; `busy` is of this one, as clocks of hosts do not compare."""
         own = self._scorer.take_counts()
         told = self._gather("counts", [dict(own.missing), own.unknown_severities, dict(own.events)])
-        total = ScoringCounts()
+        total = ScoringCounts(busy=own.busy)
         for missing, unknown, events in told:
             total.missing += Counter(missing)
             total.unknown_severities += unknown

@@ -78,11 +78,11 @@ def overlap_figures(scoring: Sequence[Interval], device: Sequence[Interval]) -> 
 
     Args:
         scoring: when each metric was at work on each batch.
-        device: when completions were sampled or reference logprobs computed.
+        device: the phases that sample completions and compute reference logprobs, with what the host does in them.
 
     Returns `seconds_scoring`, during which at least one metric was at work; `seconds_scoring_overlapped`, those of them
-    during which the device was too; and `scoring_overlap`, their share of the former: 1 where scoring cost no time of
-    its own, 0 where it began when the device had finished, None where there was none.
+    inside the phases of `device`; and `scoring_overlap`, their share of the former: 1 where scoring cost no time of its
+    own, 0 where it began when the device had finished, None where there was none.
     """
     seconds, overlapped = covered_seconds(scoring), shared_seconds(scoring, device)
     return {

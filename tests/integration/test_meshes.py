@@ -14,8 +14,13 @@ JOB = [
     "logging.save_rollouts=true",
 ]
 MESHES = {
-    "padded, the reference beside it": [
-        ["misc.cpu_devices=4", "model.policy_gpu_ids=[0,1,2]", "model.reference_gpu_ids=[3]"],
+    "packed and padded, the reference beside it": [
+        [
+            "misc.cpu_devices=4",
+            "model.policy_gpu_ids=[0,1,2]",
+            "model.reference_gpu_ids=[3]",
+            "rl.micro_batch_tokens=256",
+        ],
     ],
     "mixed, then restored on padded": [
         ["misc.cpu_devices=8", "model.mesh.data=2", "model.mesh.fsdp=2", "model.mesh.tensor=2", "rl.updates=2"],

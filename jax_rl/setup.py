@@ -32,7 +32,7 @@ from jax_rl.models.params import Params, Specs, count_params
 from jax_rl.models.registry import Model
 from jax_rl.parallel.devices import place_models
 from jax_rl.parallel.layouts import Layouts, make_layouts, make_transfer, placement_table
-from jax_rl.parallel.multihost import Hosts, find_cluster, join_hosts
+from jax_rl.parallel.multihost import Hosts, describe_failure, find_cluster, join_hosts
 from jax_rl.parallel.seats import Seats, claim
 from jax_rl.parallel.sharding import Layout
 from jax_rl.rewards.scoring import build_scorer
@@ -110,8 +110,9 @@ def open_run(cfg: Config, *, training: bool = True) -> Iterator[Run]:
     except BaseException as error:
         if hosts.count > 1:
             if not isinstance(error, UserError):
+                hosts.leave_if_told()
                 traceback.print_exc()
-            message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            message = describe_failure(error)
             log.error("%s ends the run on all hosts: %s", hosts.name, message)
             hosts.end_all(message, code=2 if isinstance(error, UserError) else 1)
         raise

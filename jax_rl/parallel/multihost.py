@@ -102,6 +102,16 @@ def _one_task_a_node(environ: Mapping[str, str]) -> bool:
     return re.match(r"\d+", tasks + " ")[0] == "1" and local == "1"  # type: ignore[index]
 
 
+def describe_failure(error: BaseException) -> str:
+    """What all hosts are told of an error."""
+    if isinstance(error, UserError):
+        return str(error)
+    text = f"{type(error).__name__}: {error}"
+    if "by peer" in text:  # Gloo's words for a connection that the other end has lost
+        text += " (another host has died: its own log or its scheduler says why)"
+    return text
+
+
 class Hosts:
     """The processes of the run. With one process every call returns at once.
 
@@ -114,7 +124,8 @@ class Hosts:
         self._calls = itertools.count()
         self._names = ["this process"]
         if count > 1:
-            threading.Thread(target=self._watch, daemon=True, name="watch-hosts").start()
+            self._watcher = threading.Thread(target=self._watch, daemon=True, name="watch-hosts")
+            self._watcher.start()
             self._names = [f"host {i}" for i in range(count)]
             names = self.gather("names", socket.gethostname())
             self._names = [f"host {i} ({name})" for i, name in enumerate(names)]
@@ -171,6 +182,11 @@ class Hosts:
         sys.stderr.flush()
         os._exit(code)
 
+    def leave_if_told(self) -> None:
+        """Does not return where another host has told of its failure: this one's error is then what follows from it."""
+        if self.count > 1 and self._failure_elsewhere():
+            self._watcher.join()  # it prints that failure and ends the process
+
     def _answer(self, call: int, host: int, what: str, end: float) -> Any:
         left = max(1, int(1000 * (end - time.monotonic())))
         try:
@@ -187,15 +203,18 @@ class Hosts:
         """Ends this process when another one has told of its failure."""
         while True:
             time.sleep(_POLL_SECONDS)
-            try:
-                failure = json.loads(self._client.key_value_try_get(_FAILURE))
-            except RuntimeError:  # NOT_FOUND is the service's way to say that all is well
-                continue
-            if failure["host"] != self.index:
+            if failure := self._failure_elsewhere():
                 print(f"{self._names[failure['host']]} failed: {failure['message']}", file=sys.stderr, flush=True)
                 if self.is_first:  # the service lives in this process: with it the others would end unheard
                     time.sleep(2 * _GRACE_SECONDS)
                 os._exit(1)
+
+    def _failure_elsewhere(self) -> dict[str, Any] | None:
+        try:
+            failure = json.loads(self._client.key_value_try_get(_FAILURE))
+        except RuntimeError:  # NOT_FOUND is the service's way to say that all is well
+            return None
+        return failure if failure["host"] != self.index else None
 
 
 def join_hosts(cluster: Cluster | None, *, timeout_sec: float, heartbeat_sec: float, devices: int | None) -> Hosts:

@@ -25,7 +25,9 @@ elif action == "raise":
     if index == 1:
         print("ValueError: the real reason", file=sys.stderr)
         hosts.end_all("ValueError: the real reason", 1)
-    time.sleep(60)
+    for _ in range(600):  # as where a collective fails because the other one has gone
+        hosts.leave_if_told()
+        time.sleep(0.1)
 elif action == "silent":
     if index == 1:
         time.sleep(8)

@@ -91,7 +91,7 @@ def codes(processes: list[subprocess.Popen], seconds: float = 300) -> list[int]:
 
 def test_two_hosts_give_the_numbers_of_one_and_stop_and_go_on_together(start_hosts, tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
-    hosts = start_hosts(2, together, "rl.updates=1000")
+    hosts = start_hosts(2, together, "rl.updates=1000", "misc.profile_updates=[1]")
     wait_for_update(2, together, hosts)
     hosts[1].send_signal(signal.SIGTERM)
     assert codes(hosts) == [0, 0]
@@ -109,6 +109,8 @@ def test_two_hosts_give_the_numbers_of_one_and_stop_and_go_on_together(start_hos
     for ours, theirs in zip(rows(together), rows(alone), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
         assert ours["token_count"] == theirs["token_count"]
+    profiles = (together / "profile").rglob("*.xplane.pb")
+    assert {path.relative_to(together).parts[1:3] for path in profiles} == {("update-1", f"host-{i}") for i in (0, 1)}
 
 
 def test_a_killed_host_ends_the_other_and_the_same_command_goes_on(start_hosts, tmp_path):

@@ -78,9 +78,11 @@ def collect_experience(run: Run, trained: Params, update: int, clock: PhaseClock
     def start_reference(part: RolloutBatch) -> Callable[[], np.ndarray]:
         if reference is None:
             return lambda: np.zeros(part.mask.shape, np.float32)
+        run.hosts.reach(f"the reference's logprobs of update {update}")
         packing = packing_of(cfg.rl, len(part.mask), run.reference_logprobs)
         return start_logprobs(run.reference_logprobs, reference, part.tokens, part.positions, part.mask, packing)
 
+    run.hosts.reach(f"the rollout of update {update}")
     rollouts = generate_rollouts(
         run.engine,
         run.rollout_policy(trained),

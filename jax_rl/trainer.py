@@ -167,6 +167,7 @@ def _one_update(
         if run.hosts.count == 1 or isinstance(error, RunStopped):  # else it may be this host's alone: no joint save
             checkpoints.save(state, progress.to_meta(cfg))
         raise
+    run.hosts.reach(f"the optimizer steps of update {update}")
     with clock.phase("update"):
         state, stats = run_update(state, experience.update_batch(), programs, cfg.rl, run.frozen)
     progress.update = update
@@ -205,6 +206,7 @@ def _evaluate(run: Run, state: TrainState, progress: Progress, run_log: RunLog |
         return
     cfg, first = run.cfg, progress.update == 0
     clock = PhaseClock()
+    run.hosts.reach("the evaluation")
     with clock.phase("eval"):
         report = evaluate(
             run.engine,

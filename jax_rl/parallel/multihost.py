@@ -24,6 +24,7 @@ from jax_rl.errors import UserError
 log = logging.getLogger(__name__)
 
 _FAILURE = "jax_rl/failure"
+_REACHED = "jax_rl/reached"
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 4 * _POLL_SECONDS  # how long a failing process stays, so that the others read why
 _RANKS = ("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "RANK")
@@ -122,11 +123,12 @@ class Hosts:
         self.index, self.count = index, count
         self._client, self._timeout = client, timeout_sec
         self._calls = itertools.count()
+        self._reached = (0, "the start", time.monotonic())
         self._names = ["this process"]
         if count > 1:
+            self._names = [f"host {i}" for i in range(count)]
             self._watcher = threading.Thread(target=self._watch, daemon=True, name="watch-hosts")
             self._watcher.start()
-            self._names = [f"host {i}" for i in range(count)]
             names = self.gather("names", socket.gethostname())
             self._names = [f"host {i} ({name})" for i, name in enumerate(names)]
 
@@ -160,6 +162,17 @@ class Hosts:
         """Whether the flag is up on any host: the same answer on all of them."""
         return any(self.gather(what, flag))
 
+    def reach(self, what: str) -> None:
+        """Says that this host goes into `what`, which all compute together. Waits for nobody.
+
+        In there no wait has a limit. So the watching thread ends the run where another host has not come as far within
+        the limit of an exchange.
+        """
+        if self.count > 1:
+            number = self._reached[0] + 1
+            self._client.key_value_set(f"{_REACHED}/{self.index}", str(number), allow_overwrite=True)
+            self._reached = (number, what, time.monotonic())
+
     def own_rows(self, total: int, group_size: int = 1) -> slice:
         """The completions whose scores are this host's to get: a run of whole groups, dealt out evenly."""
         groups = total // group_size
@@ -183,9 +196,9 @@ class Hosts:
         os._exit(code)
 
     def leave_if_told(self) -> None:
-        """Does not return where another host has told of its failure: this one's error is then what follows from it."""
-        if self.count > 1 and self._failure_elsewhere():
-            self._watcher.join()  # it prints that failure and ends the process
+        """Does not return where a failure has been told already: the caller's error is then what follows from it."""
+        if self.count > 1 and self._failure() is not None:
+            self._watcher.join()  # which prints that failure and ends the process
 
     def _answer(self, call: int, host: int, what: str, end: float) -> Any:
         left = max(1, int(1000 * (end - time.monotonic())))
@@ -200,21 +213,38 @@ class Hosts:
         return json.loads(zlib.decompress(packed))
 
     def _watch(self) -> None:
-        """Ends this process when another one has told of its failure."""
+        """Ends this process when another one has told of its failure, and all when another one stays behind."""
         while True:
             time.sleep(_POLL_SECONDS)
-            if failure := self._failure_elsewhere():
+            if late := self._late_host():
+                log.error("%s", late)
+                self.end_all(late, code=1)
+            failure = self._failure()
+            if failure is not None and failure["host"] != self.index:
                 print(f"{self._names[failure['host']]} failed: {failure['message']}", file=sys.stderr, flush=True)
                 if self.is_first:  # the service lives in this process: with it the others would end unheard
                     time.sleep(2 * _GRACE_SECONDS)
                 os._exit(1)
 
-    def _failure_elsewhere(self) -> dict[str, Any] | None:
+    def _late_host(self) -> str | None:
+        number, what, since = self._reached
+        if number == 0 or time.monotonic() - since < self._timeout:
+            return None
+        for host, name in enumerate(self._names):
+            try:
+                behind = int(self._client.key_value_try_get(f"{_REACHED}/{host}")) < number
+            except RuntimeError as error:
+                behind = "NOT_FOUND" in str(error)
+            if behind:
+                return f"{name} did not come to {what} within {self._timeout:g} s (misc.host_timeout_sec)"
+        return None
+
+    def _failure(self) -> dict[str, Any] | None:
+        """What some host, this one too, told of its failure."""
         try:
-            failure = json.loads(self._client.key_value_try_get(_FAILURE))
+            return json.loads(self._client.key_value_try_get(_FAILURE))
         except RuntimeError:  # NOT_FOUND is the service's way to say that all is well
             return None
-        return failure if failure["host"] != self.index else None
 
 
 def join_hosts(cluster: Cluster | None, *, timeout_sec: float, heartbeat_sec: float, devices: int | None) -> Hosts:

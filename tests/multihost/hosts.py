@@ -13,7 +13,8 @@ environ = {
     "JAX_NUM_PROCESSES": str(count),
     "JAX_PROCESS_ID": str(index),
 }
-hosts = join_hosts(find_cluster(environ), timeout_sec=20 if action != "silent" else 4, heartbeat_sec=10, devices=None)
+timeout = 4 if action in ("silent", "behind") else 20
+hosts = join_hosts(find_cluster(environ), timeout_sec=timeout, heartbeat_sec=10, devices=None)
 if action == "gather":
     for turn in range(20):
         assert hosts.gather("turn", {"turn": turn, "host": index, "text": "가" * 1000 * index}) == [
@@ -37,6 +38,14 @@ elif action == "silent":
     except HostError as error:
         print(error, flush=True)
         os._exit(3)
+elif action == "behind":
+    for turn in range(3):
+        hosts.reach(f"turn {turn}")
+    if index == 0:
+        hosts.reach("the program in which it waits")
+    for _ in range(600):
+        hosts.leave_if_told()
+        time.sleep(0.1)
 elif action == "killed":
     hosts.gather("start", 0)
     if index == count - 1:

@@ -38,6 +38,13 @@ def test_a_wait_ends_and_names_the_host(hosts):
     assert "host 1" in first.output and "did not say its score within 4 s (misc.host_timeout_sec)" in first.output
 
 
+def test_a_host_that_stays_behind_ends_all(hosts):
+    first, second = hosts("behind")
+    assert (first.code, second.code) == (1, 1)
+    for output in (first.output, second.output):
+        assert "host 1" in output and "did not come to the program in which it waits within 4 s" in output
+
+
 def test_a_killed_process_ends_the_others(hosts):
     first, second = hosts("killed")
     assert second.code == -signal.SIGKILL

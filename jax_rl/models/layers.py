@@ -23,7 +23,8 @@ def linear(x: Float[Array, "*rows inner"], weight: Float[Array, "out inner"] | A
     if isinstance(weight, Adapted):
         inner = linear(x, weight.a.astype(x.dtype)) * weight.scale.astype(x.dtype)
         return linear(x, weight.weight) + linear(inner, weight.b.astype(x.dtype))
-    return jnp.einsum("...i,oi->...o", x, weight)
+    rows = x.reshape(-1, x.shape[-1])  # on CPU the gradient of one long product is cheaper than of a batch of them
+    return jnp.einsum("ri,oi->ro", rows, weight).reshape(*x.shape[:-1], weight.shape[0])
 
 
 def rms_norm(x: Float[Array, "*rows D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*rows D"]:
@@ -150,8 +151,9 @@ def attention(
     A row that sees nothing averages all values: finite, and nothing reads it.
     """
     batch, length, heads, width = q.shape
-    grouped = q.reshape(batch, length, k.shape[1], heads // k.shape[1], width)
-    scores = jnp.einsum("btkgh,bksh->bkgts", grouped, k, preferred_element_type=F32) * scale
+    grouped = q.reshape(batch, length, k.shape[1], heads // k.shape[1], width).transpose(0, 2, 3, 1, 4)
+    scores = jnp.einsum("bkgth,bksh->bkgts", grouped, k, preferred_element_type=F32) * scale
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(F32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bksh->btkgh", weights, v).reshape(q.shape)
+    out = jnp.einsum("bkgts,bksh->bkgth", weights, v)
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)

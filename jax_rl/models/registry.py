@@ -18,6 +18,7 @@ from jax_rl.models.cache import Cache
 from jax_rl.models.errors import ModelError
 from jax_rl.models.lora import Adapted
 from jax_rl.models.params import Params, ParamSpec, Specs, init_params, read_held
+from jax_rl.models.stack import is_unrolled, unroll
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,18 @@ class Model:
             self.cfg, params, tokens, positions, cache=cache, segments=segments, remat=remat, place=self.place
         )
 
+    def unroll(self, params: Params) -> Params:
+        """The parameters with every layer apart, for use inside a program with caches that are `unroll`ed too."""
+        return unroll(self._read(params))
+
     def unembed(self, params: Params) -> Float[Array, "V D"]:
         """The matrix whose rows score the vocabulary."""
         return unembed(self._read(params))
 
     def _read(self, params: Params) -> Params:
         """Without the zeros that a mesh may hold parameters with."""
+        if is_unrolled(params):
+            return params  # as `unroll` has read them
 
         def read(spec: ParamSpec, leaf: Array | Adapted) -> Any:
             if isinstance(leaf, Adapted):

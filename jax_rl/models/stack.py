@@ -9,6 +9,7 @@ without repetition is all tail.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -81,6 +82,27 @@ def stack_caches(kinds: tuple[str, ...], layer_cache: Callable[[str], Any]) -> d
     }
 
 
+def unroll(layers: dict[str, Any]) -> dict[str, Any]:
+    """Parameters or caches with a list of blocks, one after the other, for stacked ones: `run_stack` then runs them
+    without a scan. A copy of them all, and a longer program, for steps that then copy no layer out of its stack.
+    """
+    if not layers.get("blocks"):
+        return layers
+    repeats = jax.tree.leaves(layers["blocks"])[0].shape[0]
+    return layers | {"blocks": [jax.tree.map(itemgetter(i), layers["blocks"]) for i in range(repeats)]}
+
+
+def is_unrolled(layers: dict[str, Any]) -> bool:
+    return isinstance(layers.get("blocks"), list)
+
+
+def stack_again(layers: dict[str, Any]) -> dict[str, Any]:
+    """What `unroll` was given."""
+    if not layers.get("blocks"):
+        return layers
+    return layers | {"blocks": jax.tree.map(lambda *blocks: jnp.stack(blocks), *layers["blocks"])}
+
+
 def run_stack(
     kinds: tuple[str, ...],
     layer: Layer,
@@ -92,6 +114,7 @@ def run_stack(
     """All layers in order. Their caches ride in the loop's carry, where XLA updates them in place; as scanned inputs
     and outputs they would be held twice.
 
+    params, cache: stacked, or both unrolled.
     remat: keep only each layer's input for the backward pass and compute the rest again.
     """
     period = find_period(kinds)
@@ -104,6 +127,7 @@ def run_stack(
         return jax.checkpoint(bound, prevent_cse=not scanned) if remat else bound
 
     caches = stack_caches(kinds, lambda kind: None) if cache is None else cache.layers
+    in_blocks = caches["blocks"]
 
     def block(carry: tuple[Array, dict], xs: tuple[Array, dict]) -> tuple[tuple[Array, dict], None]:
         (x, kept), (row, p) = carry, xs
@@ -112,8 +136,12 @@ def run_stack(
             x, kept[str(place)] = call(kind, scanned=True)(p[str(place)], x, kept[str(place)], row)
         return (x, kept), None
 
-    in_blocks = caches["blocks"]
-    if period.repeats:
+    if is_unrolled(params):
+        in_blocks = [dict(kept) for kept in in_blocks]
+        for p, kept in zip(params["blocks"], in_blocks, strict=True):
+            for place, kind in enumerate(period.kinds):
+                x, kept[str(place)] = call(kind, scanned=False)(p[str(place)], x, kept[str(place)], None)
+    elif period.repeats:
         rows = jnp.arange(period.repeats, dtype=jnp.int32)
         (x, in_blocks), _ = lax.scan(block, (x, in_blocks), (rows, params["blocks"]))
     in_tail = dict(caches["tail"])

@@ -137,7 +137,7 @@ class Builder:
         if len(sizes) > 1:
             before = state(sizes[-2])
             run = jax.jit(programs.reshape, static_argnames="slots")
-            lower = partial(run.lower, before, array(work.rows), slots=sizes[-1])
+            lower = partial(run.lower, before, None, slots=sizes[-1])
             parts = {"parameters": (), "kv_cache": before.cache, "inputs": _without_cache(before)}
             grow, compiled = compile_program("grow", layout, lower, parts, 0, work.batches * (len(sizes) - 1))
             made.append(grow)

@@ -5,7 +5,7 @@ same slot of the cache at each step.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jax_rl.models.cache import Cache
 from jax_rl.models.params import Params
 from jax_rl.models.registry import Model
+from jax_rl.models.stack import stack_again, unroll
 from jax_rl.rollout.sampling import SamplingParams, sample_tokens
 
 
@@ -42,6 +43,8 @@ class DecodePrograms:
     Attributes:
         eos_ids: every id that ends a completion; the first is the one that forced lengths end with.
         pad_id: what rows that have ended hold.
+        unroll: take the layers apart while decoding. On CPU every step would else copy each layer's weights and cache
+            out of their stacks; where that costs nothing, programs of many layers compile faster as they are.
     """
 
     model: Model
@@ -49,6 +52,7 @@ class DecodePrograms:
     eos_ids: Sequence[int]
     pad_id: int
     cache_dtype: DTypeLike
+    unroll: bool = False
 
     @jax.named_scope("prefill")
     def prefill(
@@ -114,11 +118,18 @@ class DecodePrograms:
         def go_on(state: DecodeState) -> Array:
             return (state.step < last_step) & (jnp.sum(~state.done) > enough)
 
-        return lax.while_loop(go_on, advance, state)
+        if not self.unroll:
+            return lax.while_loop(go_on, advance, state)
+        cache = state.cache
+        params = self.model.unroll(params)
+        state = lax.while_loop(go_on, advance, state._replace(cache=replace(cache, layers=unroll(cache.layers))))
+        return state._replace(cache=replace(state.cache, layers=stack_again(state.cache.layers)))
 
     @jax.named_scope("resize")
-    def reshape(self, state: DecodeState, rows: Int[Array, " kept"], *, slots: int) -> DecodeState:
-        """The state of `rows` alone, with a cache of `slots` slots."""
+    def reshape(self, state: DecodeState, rows: Int[Array, " kept"] | None, *, slots: int) -> DecodeState:
+        """The state of `rows` alone (None: of all, nothing is gathered), with a cache of `slots` slots."""
+        if rows is None:
+            return state._replace(cache=self.model.grow_cache(state.cache, slots))
 
         def take(array: Array, axis: int = 0) -> Array:
             return jnp.take(array, rows, axis=axis)

@@ -68,7 +68,8 @@ class RolloutEngine:
         self.eos_ids = tuple(eos_ids)
         self.pad_id = pad_id
         self.row_multiple = row_multiple
-        programs = DecodePrograms(model, max_new_tokens, self.eos_ids, pad_id, cache_dtype)
+        on_cpu = jax.default_backend() == "cpu"
+        programs = DecodePrograms(model, max_new_tokens, self.eos_ids, pad_id, cache_dtype, unroll=on_cpu)
         self._prefill = jax.jit(programs.prefill, static_argnames=("slots", "sampling"))
         self._decode = jax.jit(programs.decode, static_argnames="sampling", donate_argnames="state")
         self._reshape = jax.jit(programs.reshape, static_argnames="slots")
@@ -157,8 +158,10 @@ class RolloutEngine:
         slots = self._slots(width, step) if width + step > state.cache.slots else state.cache.slots
         if (rows, slots) == before:
             return state, ids
-        kept = np.concatenate([live, np.flatnonzero(done)])[:rows]
         self._announce("reshape", rows=f"{before[0]} to {rows}", slots=f"{before[1]} to {slots}")
+        if rows == len(ids):
+            return self._reshape(state, None, slots=slots), ids
+        kept = np.concatenate([live, np.flatnonzero(done)])[:rows]
         return self._reshape(state, kept, slots=slots), ids[kept]
 
     def _run(self, params: Params, state: DecodeState, width: int, sampling: SamplingParams) -> DecodeState:

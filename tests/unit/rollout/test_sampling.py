@@ -24,6 +24,7 @@ def bigram_model():
         init_cache=lambda batch, slots, dtype: empty_cache({}, batch, slots),
         forward=lambda params, tokens, positions, cache=None: (table[tokens], cache),
         logits=lambda params, hidden: hidden,
+        unroll=lambda params: params,
         map_cache_rows=lambda cache, fn: Cache({}, fn(cache.positions, 0), cache.length),
         grow_cache=grow_cache,
     )

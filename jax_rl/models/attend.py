@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_rl.models.cache import KV, Cache, advance, read_kv, write_kv
+from jax_rl.models.cache import KV, Cache, advance, read_kv, ring_positions, write_kv
 from jax_rl.models.layers import attention, visible
 
 
@@ -17,9 +17,8 @@ class Attend:
 
     positions: Int[Array, "B T"]  # -1 on padding
     segments: Int[Array, "B T"] | None  # of packed rows
-    key_positions: Int[Array, "B S"]
     slot: Int[Array, ""] | None  # where the first new token goes; None without a cache
-    decoding: bool
+    seen: Cache | None  # what a single token sees, itself included; None: the tokens see each other
 
     @classmethod
     def begin(
@@ -27,16 +26,16 @@ class Attend:
     ) -> tuple["Attend", Cache | None]:
         """Also returns the cache with the tokens' slots taken; the layers then write them."""
         if cache is None:
-            return cls(positions, segments, positions, None, False), None
+            return cls(positions, segments, None, None), None
         if segments is not None:
             raise ValueError("packed rows are for training: they have no cache")
-        decoding = positions.shape[1] == 1
         taken = advance(cache, positions)
-        return cls(positions, None, taken.positions if decoding else positions, cache.length, decoding), taken
+        return cls(positions, None, cache.length, taken if positions.shape[1] == 1 else None), taken
 
     def mask(self, window: int | None = None) -> Bool[Array, "B T S"]:
         """Who sees whom in layers of that window."""
-        return visible(self.positions, self.key_positions, window, self.segments, self.segments)
+        keys = self.positions if self.seen is None else ring_positions(self.seen, window)
+        return visible(self.positions, keys, window, self.segments, self.segments)
 
     def __call__(
         self,
@@ -53,6 +52,6 @@ class Attend:
         if kv is not None:
             assert self.slot is not None  # a cache was handed to `begin`
             kv = write_kv(kv, row, self.slot, k, v)
-            keys, values = read_kv(kv, row) if self.decoding else (keys, values)
+            keys, values = (keys, values) if self.seen is None else read_kv(kv, row)
         out = attention(q, keys, values, mask, scale)
         return out.reshape(*out.shape[:2], -1), kv

@@ -2,10 +2,12 @@
 
 All rows write the same slot at the same time, so a write is one dynamic_update_slice and never a scatter. Which slots
 a row sees is decided by positions alone: an empty slot and a padding token have position -1.
+
+A layer that sees a window of W tokens remembers the last W of them: token i lies in slot i % W of its ring.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -16,8 +18,25 @@ from jaxtyping import Array, Float, Int
 
 from jax_rl.models.errors import ModelError
 
-KV = dict[str, Array]  # {"k", "v"}: each [B, K, S, H], or [repeats, B, K, S, H] for the layers of a scanned stack
 SLOT_AXIS = -2  # of keys and values
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KV:
+    """Keys and values of one attention layer, or of those of a scanned stack with a leading [repeats].
+
+    Attributes:
+        k, v: [B, K, R, H]; R is the cache's slots, or the window if that is less.
+        window: how many tokens back the layer sees; None: all.
+    """
+
+    k: Any  # any leaf, as this is a pytree
+    v: Any
+    window: int | None = field(default=None, metadata={"static": True})
+
+    def map(self, fn: Callable[[Array], Array]) -> "KV":
+        return replace(self, k=fn(self.k), v=fn(self.v))
 
 
 @jax.tree_util.register_dataclass
@@ -42,9 +61,15 @@ class Cache:
         return self.positions.shape[1]
 
 
-def empty_kv(batch: int, heads: int, slots: int, width: int, dtype: DTypeLike) -> KV:
+def empty_kv(batch: int, heads: int, slots: int, width: int, dtype: DTypeLike, window: int | None = None) -> KV:
     """Zeros for the keys and values of one attention layer."""
-    return {name: jnp.zeros((batch, heads, slots, width), dtype) for name in ("k", "v")}
+    shape = (batch, heads, ring_size(slots, window), width)
+    return KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), window)
+
+
+def ring_size(slots: int, window: int | None) -> int:
+    """Slots of a layer in a cache of `slots`."""
+    return slots if window is None else min(slots, window)
 
 
 def empty_cache(layers: dict[str, Any], batch: int, slots: int) -> Cache:
@@ -65,6 +90,15 @@ def advance(cache: Cache, positions: Int[Array, "B T"]) -> Cache:
     return replace(cache, positions=written, length=cache.length + count)
 
 
+def ring_positions(cache: Cache, window: int | None) -> Int[Array, "B R"]:
+    """The position of the token in each slot of the layers of that window, -1 where there is none."""
+    size, newest = ring_size(cache.slots, window), cache.length - 1
+    if size == cache.slots:
+        return cache.positions
+    token = newest - (newest - jnp.arange(size)) % size  # the last one that was written to each slot
+    return jnp.where(token >= 0, cache.positions[:, jnp.maximum(token, 0)], -1)
+
+
 def write_kv(
     kv: KV,
     row: Int[Array, ""] | None,
@@ -78,29 +112,34 @@ def write_kv(
     copy it at every step (it merges the write with the reshape that drops the leading 1).
     """
 
+    size = kv.k.shape[SLOT_AXIS]
+
     def write(buffer: Array, new: Array) -> Array:
         new = jnp.swapaxes(new, 1, 2).astype(buffer.dtype)
+        count = new.shape[SLOT_AXIS]
+        if count > size:  # into a fresh ring: the last ones stay, each in its slot
+            new = jnp.roll(new[:, :, count - size :], count, SLOT_AXIS)
         if row is None:
-            return lax.dynamic_update_slice(buffer, new, (0, 0, slot, 0))
-        return lax.dynamic_update_slice(buffer, new[None], (row, 0, 0, slot, 0))
+            return lax.dynamic_update_slice(buffer, new, (0, 0, slot % size, 0))
+        return lax.dynamic_update_slice(buffer, new[None], (row, 0, 0, slot % size, 0))
 
-    return {"k": write(kv["k"], k), "v": write(kv["v"], v)}
+    return replace(kv, k=write(kv.k, k), v=write(kv.v, v))
 
 
-def read_kv(kv: KV, row: Int[Array, ""] | None) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]]:
+def read_kv(kv: KV, row: Int[Array, ""] | None) -> tuple[Float[Array, "B K R H"], Float[Array, "B K R H"]]:
     """All keys and values of one layer."""
-    if row is None:
-        return kv["k"], kv["v"]
-    return lax.dynamic_index_in_dim(kv["k"], row, keepdims=False), lax.dynamic_index_in_dim(
-        kv["v"], row, keepdims=False
-    )
+    return kv.k if row is None else _layer(kv.k, row), kv.v if row is None else _layer(kv.v, row)
 
 
 def read_state(state: dict[str, Array], row: Int[Array, ""] | None) -> dict[str, Array]:
     """One recurrent layer's state, out of the stack's (`row` as in `write_kv`)."""
     if row is None:
         return state
-    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, row, keepdims=False), state)
+    return jax.tree.map(lambda leaf: _layer(leaf, row), state)
+
+
+def _layer(stack: Array, row: Int[Array, ""]) -> Array:
+    return lax.dynamic_index_in_dim(stack, row, keepdims=False)
 
 
 def write_state(state: dict[str, Array], row: Int[Array, ""] | None, new: dict[str, Array]) -> dict[str, Array]:
@@ -124,12 +163,16 @@ def map_cache_rows(cache: Cache, fn: Callable[[Array, int], Array]) -> Cache:
 def place_cache(cache: Cache, place: Callable[[Array, tuple[str | None, ...]], Array]) -> Cache:
     """Constrains the sharding of what the layers remember: rows, and the heads of keys and values."""
 
-    def put(path: tuple, leaf: Array) -> Array:
-        inner = ("batch", "kv_heads") if path[-1].key in ("k", "v") else ("batch",)
-        axes = (None,) * _batch_axis(path) + inner
-        return place(leaf, axes + (None,) * (leaf.ndim - len(axes)))
+    def put(path: tuple, memory: Any) -> Any:
+        def place_rows(leaf: Array, inner: tuple[str, ...]) -> Array:
+            axes = (None,) * _batch_axis(path) + inner
+            return place(leaf, axes + (None,) * (leaf.ndim - len(axes)))
 
-    return replace(cache, layers=jax.tree_util.tree_map_with_path(put, cache.layers))
+        if isinstance(memory, KV):
+            return memory.map(lambda leaf: place_rows(leaf, ("batch", "kv_heads")))
+        return place_rows(memory, ("batch",))
+
+    return replace(cache, layers=jax.tree_util.tree_map_with_path(put, cache.layers, is_leaf=_is_kv))
 
 
 def grow_cache(cache: Cache, slots: int) -> Cache:
@@ -142,12 +185,18 @@ def grow_cache(cache: Cache, slots: int) -> Cache:
     if extra < 0:
         raise ModelError(f"a cache of {cache.slots} slots cannot shrink to {slots}")
 
-    def pad(path: tuple, leaf: Array) -> Array:
-        if path[-1].key not in ("k", "v"):  # a recurrent layer's state has no slots
-            return leaf
-        widths = [(0, 0)] * leaf.ndim
+    def pad(memory: Any) -> Any:
+        if not isinstance(memory, KV):  # a recurrent layer's state has no slots
+            return memory
+        # a ring that grows is not full yet, so that each token already lies where the larger ring wants it
+        extra = ring_size(slots, memory.window) - memory.k.shape[SLOT_AXIS]
+        widths = [(0, 0)] * memory.k.ndim
         widths[SLOT_AXIS] = (0, extra)
-        return jnp.pad(leaf, widths)
+        return memory.map(lambda leaf: jnp.pad(leaf, widths))
 
     positions = jnp.pad(cache.positions, ((0, 0), (0, extra)), constant_values=-1)
-    return replace(cache, layers=jax.tree_util.tree_map_with_path(pad, cache.layers), positions=positions)
+    return replace(cache, layers=jax.tree.map(pad, cache.layers, is_leaf=_is_kv), positions=positions)
+
+
+def _is_kv(node: Any) -> bool:
+    return isinstance(node, KV)

@@ -125,10 +125,11 @@ def _layer_specs(cfg: Gemma3Config, kind: str, number: int) -> dict[str, Any]:
 
 
 def init_cache(cfg: Gemma3Config, batch: int, slots: int, dtype: DTypeLike) -> Cache:
-    """An empty cache. Sliding layers hold all slots too; the visibility rule keeps their window right."""
+    """An empty cache; sliding layers remember their window alone."""
 
     def layer_cache(kind: str) -> KV:
-        return empty_kv(batch, cfg.num_key_value_heads, slots, cfg.head_dim, dtype)
+        window = cfg.sliding_window if kind == SLIDING else None
+        return empty_kv(batch, cfg.num_key_value_heads, slots, cfg.head_dim, dtype, window)
 
     return empty_cache(stack_caches(cfg.layer_types, layer_cache), batch, slots)
 

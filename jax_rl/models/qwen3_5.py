@@ -161,7 +161,7 @@ def init_cache(cfg: Qwen35Config, batch: int, slots: int, dtype: DTypeLike) -> C
     inputs of the convolution, which need no slots.
     """
 
-    def layer_cache(kind: str) -> KV:
+    def layer_cache(kind: str) -> KV | dict[str, Array]:
         if kind == FULL:
             return empty_kv(batch, cfg.num_key_value_heads, slots, cfg.head_dim, dtype)
         return _empty_memory(cfg, batch, dtype)
@@ -262,7 +262,7 @@ def forward(
         out, kv = attend(q, k, v, mask, cfg.head_dim**-0.5, kv, row)
         return linear(out * jax.nn.sigmoid(gate.reshape(out.shape)), p["o_proj"]), kv
 
-    def layer(kind: str, p: Params, x: Array, memory: KV | None, row: Array | None) -> tuple[Array, KV | None]:
+    def layer(kind: str, p: Params, x: Array, memory: Any, row: Array | None) -> tuple[Array, Any]:
         h = rms_norm(x, p["input_layernorm"], cfg.rms_norm_eps)
         if kind == FULL:
             h, memory = gated_attention(p["self_attn"], h, memory, row)

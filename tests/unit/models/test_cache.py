@@ -106,7 +106,7 @@ def test_impossible_sizes_are_errors(model, params, prompts):
 @pytest.mark.parametrize("layers", [4, 5, 3])  # all in the scan, with a tail, no repetition
 def test_decoding_writes_the_donated_cache_in_place(layers):
     """Beside the cache a step needs room for one layer's keys and values, not for another cache."""
-    model = model_from_config({**CONFIG, "num_hidden_layers": layers})
+    model = model_from_config({**CONFIG, "num_hidden_layers": layers, "sliding_window": 2048})
     cache = jax.eval_shape(lambda: model.init_cache(64, 2048, jnp.float32))
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.float32))
     token = jax.ShapeDtypeStruct((64, 1), jnp.int32)
@@ -115,3 +115,26 @@ def test_decoding_writes_the_donated_cache_in_place(layers):
     one_layer = 2 * 64 * 2 * 2048 * 16 * 4
     assert memory.alias_size_in_bytes >= layers * one_layer
     assert memory.temp_size_in_bytes < 1.5 * one_layer
+
+
+def test_sliding_layers_remember_their_window_alone(model):
+    """2 periods of a sliding and a full layer and a sliding one as the tail, 2 key heads of 16."""
+    cache = model.init_cache(3, 20, jnp.float32)
+    assert cache.layers["blocks"]["0"].k.shape == (2, 3, 2, 4, 16)
+    assert cache.layers["blocks"]["1"].k.shape == (2, 3, 2, 20, 16)
+    assert cache.layers["tail"]["0"].v.shape == (3, 2, 4, 16)
+    assert model.init_cache(3, 3, jnp.float32).layers["tail"]["0"].v.shape == (3, 2, 3, 16)
+
+
+@pytest.mark.parametrize("start", [1, 3, 4, 6])  # slots of the prompt: less than the window, the window, more
+def test_a_ring_that_grows_and_wraps_decodes_the_same(model, step, params, start):
+    tokens = np.random.default_rng(2).integers(0, 50, (2, 16)).astype(np.int32)
+    positions = np.tile(np.arange(16, dtype=np.int32), (2, 1))
+    whole, _ = step(tokens, positions)
+    first, cache = step(tokens[:, :start], positions[:, :start], cache=model.init_cache(2, start, jnp.float32))
+    hidden = [np.asarray(first)]
+    for i in range(start, 16):
+        cache = model.grow_cache(cache, i + 1)
+        one, cache = step(tokens[:, i : i + 1], positions[:, i : i + 1], cache=cache)
+        hidden.append(np.asarray(one))
+    np.testing.assert_allclose(np.concatenate(hidden, axis=1), whole, atol=1e-5)

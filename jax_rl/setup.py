@@ -180,7 +180,7 @@ def _open_parts(cfg: Config, seats: Seats, hosts: Hosts, training: bool) -> Iter
                     cfg.generation.max_new_tokens,
                     tokenizer.eos_ids,
                     tokenizer.pad_id,
-                    dtype,
+                    cache_dtype(cfg),
                     row_multiple=layouts.rollout.row_count,
                 ),
                 scorer=starting.result()
@@ -223,6 +223,12 @@ def training_sampling(cfg: Config) -> SamplingParams:
     """How the completions of an update are drawn."""
     g = cfg.generation
     return SamplingParams(g.temperature if g.do_sample else 0.0, g.top_k, g.top_p, g.repetition_penalty)
+
+
+def cache_dtype(cfg: Config) -> jnp.dtype:
+    """Of the keys and values that decoding remembers."""
+    name = cfg.generation.kv_cache_dtype
+    return jnp.dtype(cfg.misc.dtype if name == "auto" else name)
 
 
 def _seated(reward: RewardConfig, seats: Seats) -> RewardConfig:

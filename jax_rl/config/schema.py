@@ -123,6 +123,7 @@ class GenerationConfig:
     do_sample: bool = True  # false = greedy
     repetition_penalty: Positive = 1.0  # 1 = off
     chat_template_kwargs: dict[str, Any] = field(default_factory=lambda: {"enable_thinking": False})
+    kv_cache_dtype: Literal["auto", "bfloat16"] = "auto"  # of keys and values while decoding; auto = misc.dtype
     prompts_per_batch: NonNegativeInt = 0  # prompts that one generation batch holds; 0 = all of the update's
 
 

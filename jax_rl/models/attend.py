@@ -52,6 +52,7 @@ class Attend:
         if kv is not None:
             assert self.slot is not None  # a cache was handed to `begin`
             kv = write_kv(kv, row, self.slot, k, v)
-            keys, values = (keys, values) if self.seen is None else read_kv(kv, row)
+            if self.seen is not None:
+                keys, values = (remembered.astype(q.dtype) for remembered in read_kv(kv, row))
         out = attention(q, keys, values, mask, scale)
         return out.reshape(*out.shape[:2], -1), kv

@@ -23,7 +23,7 @@ from jax_rl.planning.compiled import Program, compile_program, name_part, tree_b
 from jax_rl.planning.flops import forward_flops, train_flops
 from jax_rl.rollout.decode import DecodePrograms, DecodeState
 from jax_rl.rollout.shapes import bucket, cache_slots
-from jax_rl.setup import training_sampling
+from jax_rl.setup import cache_dtype, training_sampling
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Builder:
         """Prefill; decode with the largest cache; and the growth to it, during which the smaller one is still there."""
         work, layout, sampling = self.work, self.layouts.rollout, training_sampling(self.cfg)
         model = replace(self.model, place=layout)
-        programs = DecodePrograms(model, work.new_tokens, (1,), 0, self.dtype)
+        programs = DecodePrograms(model, work.new_tokens, (1,), 0, cache_dtype(self.cfg))
         params = self.policy(layout, self.scale)
 
         def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:

@@ -24,8 +24,9 @@ SIZES |= {"num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.25}
 
 @pytest.fixture(scope="module")
 def model():
-    gemma = {"model_type": "gemma3_text", "num_hidden_layers": 7, "query_pre_attn_scalar": 8, "sliding_window": 8}
-    return model_from_config(SIZES | gemma)
+    gemma = {"model_type": "gemma3_text", "query_pre_attn_scalar": 8, "sliding_window": 8}
+    layers = {"num_hidden_layers": 7, "sliding_window_pattern": 3}  # two periods and a tail
+    return model_from_config(SIZES | gemma | layers)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,11 @@ def completions(generated):
     return [row[mask].tolist() for row, mask in zip(generated.tokens[:, generated.prompt_len :], generated.mask)]
 
 
+def trainer_logprobs(model, params, generated):
+    run = jax.jit(lambda *a: forward_logprobs(model.forward, model.unembed, *a, remat=False)[0])
+    return np.asarray(run(params, generated.tokens, generated.positions, generated.mask))
+
+
 def assert_equal_to_plain(generated, model, params, group_size=4, sampling=SAMPLING, **more):
     keys = sample_keys(5, 1, np.arange(3), group_size)
     more = {"length": LENGTH, "eos_ids": EOS} | more
@@ -61,6 +67,11 @@ def test_same_completions_as_the_plain_loop_whatever_the_shapes(model, params, m
     monkeypatch.setattr(shapes, "ROOM", room)
     engine = RolloutEngine(model, LENGTH, EOS, PAD, row_multiple=row_multiple)
     assert_equal_to_plain(generate(engine, params), model, params)
+
+
+def test_same_completions_as_the_plain_loop_where_layers_stay_stacked(model, params, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert_equal_to_plain(generate(RolloutEngine(model, LENGTH, EOS, PAD), params), model, params)
 
 
 @pytest.mark.parametrize("group_size", [1, 7])
@@ -131,11 +142,15 @@ def test_rows_that_ended_cost_nothing(model, params, caplog):
 
 def test_sampler_logprobs_equal_the_trainers(engine, model, params):
     generated = generate(engine, params)
-    logp, _ = jax.jit(lambda *a: forward_logprobs(model.forward, model.unembed, *a, remat=False))(
-        params, generated.tokens, generated.positions, generated.mask
-    )
     assert generated.mask.sum() > 100  # long enough to leave the window of 8
-    np.testing.assert_allclose(np.asarray(logp), generated.logp, atol=1e-4)
+    np.testing.assert_allclose(trainer_logprobs(model, params, generated), generated.logp, atol=1e-4)
+
+
+def test_a_bfloat16_cache_moves_logprobs_by_its_rounding_alone(model, params):
+    engine = RolloutEngine(model, LENGTH, EOS, PAD, cache_dtype=jnp.bfloat16)
+    generated = generate(engine, params)
+    gaps = np.abs(trainer_logprobs(model, params, generated) - generated.logp)
+    assert 1e-4 < gaps.max() < 0.1
 
 
 def test_a_completion_ends_with_the_first_end_id_and_keeps_it(engine, params):

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jax_rl.models import cache as kv_cache
 from jax_rl.models import gemma3, llama, qwen3_5
@@ -102,10 +103,14 @@ class Model:
                 Recurrent families start each segment from nothing and can share none: number from 1. Not with a cache.
             remat: keep only each layer's input for the backward pass and compute the rest again.
         """
-        params = self._read(params)
-        return self.family.forward(
-            self.cfg, params, tokens, positions, cache=cache, segments=segments, remat=remat, place=self.place
-        )
+        run = partial(self.family.forward, self.cfg, self._read(params), remat=remat, place=self.place)
+        if cache is None or tokens.shape[1] == 1:
+            return run(tokens, positions, cache=cache, segments=segments)
+        # A window's ring keeps the last slots: each row's last token must lie in the last one, padding to its left.
+        columns = jnp.arange(tokens.shape[1])
+        padding = columns[-1] - jnp.max(jnp.where(positions >= 0, columns, 0), axis=1)
+        hidden, cache = run(_roll_rows(tokens, padding), _roll_rows(positions, padding), cache=cache, segments=segments)
+        return _roll_rows(hidden, -padding), cache
 
     def unroll(self, params: Params) -> Params:
         """The parameters with every layer apart, for use inside a program with caches that are `unroll`ed too."""
@@ -139,6 +144,11 @@ class Model:
     def grow_cache(self, cache: Cache, slots: int) -> Cache:
         """The same cache with room for more tokens."""
         return kv_cache.place_cache(kv_cache.grow_cache(cache, slots), self.place)
+
+
+def _roll_rows(x: Shaped[Array, "B T ..."], shift: Int[Array, " B"]) -> Shaped[Array, "B T ..."]:
+    """`jnp.roll` of each row by its own shift."""
+    return jax.vmap(partial(jnp.roll, axis=0))(x, shift)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -4,12 +4,14 @@ import math
 from dataclasses import dataclass
 
 from jax_rl.config import Config
+from jax_rl.learning.packing import bucket as columns
 from jax_rl.planning.compiled import Program
-from jax_rl.planning.programs import Work
 from jax_rl.planning.targets import DEFAULT_POOL, POOL_VARIABLE, Chip
+from jax_rl.planning.work import EVALUATION, Work
 
 GIB = 2**30
 GENERATION = ("prefill", "grow", "decode")
+UPDATE = {"accumulate": ("parameters", "gradients"), "apply": ("parameters", "optimizer", "gradients")}  # what is held
 LARGEST_POOL = 0.92  # leaves a GPU room for CUDA's context and NCCL's buffers
 
 
@@ -21,6 +23,7 @@ class Residents:
     frozen: int  # the weights that adapters adapt, and their copy on the rollout's mesh if there is one
     reference: int  # of its own, on the policy's devices
     rollout_copy: int  # of what is trained, while the policy generates
+    gradient: int  # of one micro-batch, in the dtype of what is trained, beside the f32 sums
 
     @property
     def always(self) -> int:
@@ -54,10 +57,10 @@ def phases(programs: dict[str, Program], residents: Residents, shared_reference:
     only what it is given is known.
     """
     found = []
-    for name in GENERATION:
-        if name in programs:
+    for name, program in programs.items():
+        if _generates(name):
             fixed = residents.always + residents.rollout_copy
-            found.append(Phase(name, "policy", fixed, _beyond(programs[name], "parameters")))
+            found.append(Phase(name, "policy", fixed, _beyond(program, "parameters")))
     if "reference" in programs:
         beyond = _beyond(programs["reference"], "parameters")
         if shared_reference:
@@ -65,10 +68,16 @@ def phases(programs: dict[str, Program], residents: Residents, shared_reference:
         else:
             own = programs["reference"].bytes_per_device["parameters"]
             found.append(Phase("reference", "reference", own, beyond))
-    train = programs["train"]
-    gradients = train.bytes_per_device["gradients"]
-    beyond = max(_beyond(train, "parameters", "optimizer") - gradients, 0)
-    return [*found, Phase("train", "policy", residents.always + gradients, beyond)]
+    for name, held in UPDATE.items():
+        beyond = _beyond(programs[name], *held)
+        gradient = min(residents.gradient, beyond) if name == "accumulate" else 0
+        fixed = residents.always + programs[name].bytes_per_device["gradients"] + gradient
+        found.append(Phase(name, "policy", fixed, beyond - gradient))
+    return found
+
+
+def _generates(name: str) -> bool:
+    return name.removeprefix(EVALUATION) in GENERATION
 
 
 def _beyond(program: Program, *parts: str) -> int:
@@ -80,50 +89,50 @@ def _beyond(program: Program, *parts: str) -> int:
 def advise(
     cfg: Config, chip: Chip, found: list[Phase], residents: Residents, work: Work, rows: dict[str, int]
 ) -> list[str]:
-    """A line for each thing that would make what does not fit fit, nearest first.
+    """A line for each thing that would make what does not fit fit; a larger share of the GPU alone, where it is enough.
 
     rows: "policy" and "reference": the parts that their rows are cut into.
     """
-    usable, lines = chip.usable_bytes, []
+    usable = chip.usable_bytes
     over = [phase for phase in found if phase.total > usable]
     largest = max((phase.total for phase in over), default=0)
     if over and chip.platform == "cuda" and largest <= LARGEST_POOL * chip.memory_bytes:
-        lines.append(
+        return [
             f"set {POOL_VARIABLE}={LARGEST_POOL} in the environment: {_gib(largest)} are needed, and JAX takes "
             f"{usable / chip.memory_bytes:.0%} of {_gib(chip.memory_bytes)} (default {DEFAULT_POOL:.0%})"
-        )
+        ]
     named: dict[str, list[str]] = {}
     for phase in over:
         for line in _knobs(cfg, usable, phase, residents, work, rows):
             named.setdefault(line, []).append(phase.name)
-    return lines + [f"{', '.join(names)}: {line}" for line, names in named.items()]
+    return [f"{', '.join(names)}: {line}" for line, names in named.items()]
 
 
 def _knobs(cfg: Config, usable: int, phase: Phase, residents: Residents, work: Work, rows: dict[str, int]) -> list[str]:
     lines = []
     room = usable - phase.fixed
-    if phase.name in GENERATION:
-        fitting = _largest(room, phase.varying, work.prompts)
+    if _generates(phase.name):
+        batch = work.batch if phase.name in GENERATION or work.evaluation is None else work.evaluation
+        fitting = _largest(room, phase.varying, batch.prompts)
         if fitting:
-            lines.append(f"generation.prompts_per_batch: {fitting} (now {work.prompts}) would fit, by proportion")
+            lines.append(f"generation.prompts_per_batch: {fitting} (now {batch.prompts}) would fit, by proportion")
         if residents.rollout_copy and phase.total - residents.rollout_copy <= usable:
             lines.append(
                 f"model.rollout_mesh like model.mesh saves a second copy of the weights ({_gib(residents.rollout_copy)}"
                 "), but gathers them for every token"
             )
-        elif residents.rollout_copy and room <= 0:
+        if residents.rollout_copy and room <= 0:
             lines.append("more devices along tensor in model.rollout_mesh make the second copy of the weights smaller")
-    elif phase.name == "reference":
-        now = cfg.rl.micro_batch_size or cfg.rl.grad_accum or work.prompts * work.group
-        fitting = _largest(room, phase.varying, now, rows[phase.devices])
+    elif phase.name != "apply":
+        now, multiple = work.micro_rows, rows[phase.devices]
+        if cfg.rl.micro_batch_tokens:
+            now, multiple = cfg.rl.micro_batch_tokens, multiple * columns(work.length)
+        fitting = _largest(room, phase.varying, now, multiple)
         if fitting:
-            lines.append(f"rl.micro_batch_size: {fitting} (now {now}) would fit, by proportion")
-        if phase.devices == "policy":
+            key = "micro_batch_tokens" if cfg.rl.micro_batch_tokens else "micro_batch_size"
+            lines.append(f"rl.{key}: {fitting} (now {now}) would fit, by proportion")
+        if phase.name == "reference" and phase.devices == "policy":
             lines.append("model.reference_gpu_ids: devices of its own take the reference off the policy's")
-    else:
-        fitting = _largest(room, phase.varying, work.micro_rows, rows["policy"])
-        if fitting:
-            lines.append(f"rl.micro_batch_size: {fitting} (now {work.micro_rows}) would fit, by proportion")
     if not lines or room <= 0:
         lines += _smaller_residents(cfg, usable, phase, residents)
     return lines
@@ -156,12 +165,13 @@ def least_seconds(program: Program, chip: Chip, work: Work) -> float | None:
     """No update can spend less on the program: all its products at the chip's peak, or its bytes at the memory's.
 
     Bytes are what must be read: weights once a call, for each token of decoding again, with the filled part of the
-    cache; an optimizer's state is read and written.
+    cache; sums of gradients; an optimizer's state is read and written.
     """
     if chip.peak_flops is None or chip.bandwidth is None:
         return None
     sizes = program.bytes_per_device
-    moved: float = sizes["parameters"] + sizes.get("kv_cache", 0) + 2 * sizes.get("optimizer", 0)
+    moved: float = sum(sizes.get(part, 0) for part in ("parameters", "kv_cache", "gradients"))
+    moved += 2 * sizes.get("optimizer", 0)
     if program.name == "decode":
         filled = (work.prompt_len + work.new_tokens / 2) / work.length
         moved = work.new_tokens * (sizes["parameters"] + filled * sizes["kv_cache"])
@@ -175,4 +185,4 @@ def least_update_seconds(seconds: dict[str, float | None], shared_reference: boo
     generate = sum(seconds.get(name) or 0.0 for name in GENERATION)
     reference = seconds.get("reference") or 0.0
     both = generate + reference if shared_reference else max(generate, reference)
-    return both + (seconds["train"] or 0.0)
+    return both + sum(seconds[name] or 0.0 for name in UPDATE)

@@ -71,7 +71,7 @@ def make_plan(cfg: Config, model: Model, target: Target) -> Plan:
     placement, notes = place_on(cfg, target)
     layouts = make_layouts(cfg, placement, model)
     builder = Builder(cfg, model, layouts)
-    programs = [*builder.generation(), *builder.reference(), builder.train()]
+    programs = [*builder.generation(), *builder.reference(), *builder.train()]
     by_name = {program.name: program for program in programs}
     shared = placement.reference == placement.policy
     residents = _residents(cfg, builder, layouts, by_name, shared)
@@ -120,14 +120,14 @@ def place_on(cfg: Config, target: Target) -> tuple[Placement, tuple[str, ...]]:
 def _residents(
     cfg: Config, builder: Builder, layouts: Layouts, programs: dict[str, Program], shared: bool
 ) -> Residents:
-    train = programs["train"].bytes_per_device
+    accumulate, apply = programs["accumulate"].bytes_per_device, programs["apply"].bytes_per_device
     copied = not hold_alike(builder.trained_specs, layouts.policy, layouts.rollout)
     copy = bytes_per_device(builder.trained_specs, layouts.rollout, builder.trained_dtype) if copied else 0
     frozen, trained = 0, bytes_per_device(builder.trained_specs, layouts.policy, builder.trained_dtype)
     if builder.adapters is not None:
-        frozen = train["parameters"] - trained
+        frozen = accumulate["parameters"] - trained
         if not hold_alike(builder.model.specs, layouts.policy, layouts.rollout):
             frozen += bytes_per_device(builder.model.specs, layouts.rollout, builder.dtype)
     own = bool(cfg.rl.kl_coef) and resolve_reference(cfg) != "lora_base"
     reference = programs["reference"].bytes_per_device["parameters"] if own and shared else 0
-    return Residents(trained + train["optimizer"], frozen, reference, copy)
+    return Residents(trained + apply["optimizer"], frozen, reference, copy, gradient=trained)

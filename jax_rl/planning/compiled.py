@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax_rl.parallel.sharding import Layout
 
 COLLECTIVES = re.compile(r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
-OVER_MEMORY = re.compile(r"total \(([\d.]+)([KMG])\)|Used ([\d.]+)([KMG]) of")
+OVER_MEMORY = re.compile(r"(?:total|HLO temporaries) \(([\d.]+)([KMG])\)|Used ([\d.]+)([KMG]) of")
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,18 @@ class Program:
 def compile_program(
     name: str, layout: Layout, lower: Callable[[], Any], parts: dict[str, Any], flops: int, calls: int
 ) -> tuple[Program, Any]:
-    """The program, and what the compiler made of it (None: it refused)."""
+    """The program, and what the compiler made of it (None: it refused). flops: of all calls."""
     start = time.process_time()
     sizes = {part: tree_bytes(tree) for part, tree in parts.items()}
-    program = Program(name, layout.mesh.devices.size, sizes, None, flops * calls, {}, 0.0, calls)
+    program = Program(name, layout.mesh.devices.size, sizes, None, flops, {}, 0.0, calls)
     try:
         compiled = lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         words = str(error).strip().splitlines()[0]
-        seconds = time.process_time() - start
-        return replace(program, refused=words, peak_bytes=_wanted(words), compile_cpu_seconds=seconds), None
+        seconds, wanted = time.process_time() - start, _wanted(words, sum(sizes.values()))
+        return replace(program, refused=words, peak_bytes=wanted, compile_cpu_seconds=seconds), None
     memory = compiled.memory_analysis()
     arguments = memory.argument_size_in_bytes
     made = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -78,12 +78,14 @@ def name_part(program: Program, **sizes: int) -> Program:
     return replace(program, bytes_per_device=program.bytes_per_device | sizes | {"temporaries": left})
 
 
-def _wanted(words: str) -> int | None:
+def _wanted(words: str, given: int) -> int | None:
+    """Bytes of the whole program, of which the compiler may have counted the temporaries alone."""
     found = OVER_MEMORY.search(words)
     if found is None:
         return None
     number, unit = (part for part in found.groups() if part)
-    return int(float(number) * 2 ** {"K": 10, "M": 20, "G": 30}[unit])
+    counted = int(float(number) * 2 ** {"K": 10, "M": 20, "G": 30}[unit])
+    return counted + given if "temporaries" in found[0] else counted
 
 
 def tree_bytes(tree: Any) -> int:

@@ -21,20 +21,21 @@ def matrix_weights(specs: Specs) -> int:
 def forward_flops(model: Model, rows: int, tokens: int, scored: int, before: int = 0) -> int:
     """One forward pass over `rows` rows.
 
-    tokens: of each row, of which `scored` are compared with the vocabulary. before: tokens that the cache holds.
+    tokens: of each row, of which `scored` are compared with the vocabulary. before: those that they see before them,
+    in the cache or in a row that completions share.
     """
     head = 2 * model.cfg.vocab_size * model.cfg.hidden_size * scored
     return rows * (2 * matrix_weights(model.specs) * tokens + mixing_flops(model, tokens, before) + head)
 
 
-def train_flops(model: Model, rows: int, tokens: int, scored: int, adapters: Specs | None) -> int:
+def train_flops(model: Model, rows: int, tokens: int, scored: int, adapters: Specs | None, before: int = 0) -> int:
     """Loss and gradient of `rows` rows with rematerialization: 8 N T; where the weights are frozen 6 N T, and the
     adapters' 8 N T.
     """
-    once = forward_flops(model, rows, tokens, scored)
+    once = forward_flops(model, rows, tokens, scored, before)
     if adapters is None:
         return TRAIN * once
-    mixing = rows * mixing_flops(model, tokens)
+    mixing = rows * mixing_flops(model, tokens, before)
     return TRAIN_FROZEN * (once - mixing) + TRAIN * (mixing + 2 * rows * tokens * matrix_weights(adapters))
 
 

@@ -1,7 +1,6 @@
 """The programs of an update on abstract arrays: the trainer's own code, compiled and never run."""
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,10 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import Sharding
 
 from jax_rl.config import Config, resolve_reference
-from jax_rl.learning.optimizer import TrainState, abstract_train_state, make_optimizer
+from jax_rl.learning.optimizer import abstract_train_state, make_optimizer
 from jax_rl.learning.packing import Rows
-from jax_rl.learning.programs import MicroBatch, make_logprob_program, make_programs, sum_names
-from jax_rl.learning.update import step_sizes
+from jax_rl.learning.programs import MicroBatch, Totals, make_logprob_program, make_programs, sum_names
+from jax_rl.learning.update import packing_of
 from jax_rl.models.lora import adapter_specs, policy_weights
 from jax_rl.models.params import Params, Specs, abstract_params
 from jax_rl.models.registry import Model
@@ -21,65 +20,10 @@ from jax_rl.parallel.layouts import Layouts
 from jax_rl.parallel.sharding import Layout
 from jax_rl.planning.compiled import Program, compile_program, name_part, tree_bytes
 from jax_rl.planning.flops import forward_flops, train_flops
+from jax_rl.planning.work import EVALUATION, Batch, Cut, cut, work_of
 from jax_rl.rollout.decode import DecodePrograms, DecodeState
-from jax_rl.rollout.shapes import bucket, cache_slots
+from jax_rl.rollout.sampling import SamplingParams
 from jax_rl.setup import cache_dtype, training_sampling
-
-
-@dataclass(frozen=True)
-class Work:
-    """The shapes of an update, from the config alone: every prompt as long as it may be.
-
-    Of rows packed under a token budget: as many such completions, each with its prompt, as the budget holds.
-    """
-
-    prompts: int  # of one generation batch
-    rows: int  # completions that it decodes, those that fill up the devices included
-    batches: int  # generation batches
-    group: int
-    prompt_len: int
-    new_tokens: int
-    step_rows: int  # completions of an optimizer step
-    micro_rows: int  # of a forward and backward pass
-    steps: int  # optimizer steps
-
-    @property
-    def length(self) -> int:
-        return self.prompt_len + self.new_tokens
-
-    @property
-    def cache_sizes(self) -> list[int]:
-        """Slots of the cache, from the prompt's to the longest completion's."""
-        sizes = [cache_slots(self.prompt_len, 0, self.new_tokens)]
-        while sizes[-1] < self.length - 1:
-            sizes.append(cache_slots(self.prompt_len, sizes[-1] - self.prompt_len + 1, self.new_tokens))
-        return sizes
-
-    @property
-    def micro_batches(self) -> int:
-        """Of an optimizer step."""
-        return math.ceil(self.step_rows / self.micro_rows)
-
-
-def work_of(cfg: Config, layouts: Layouts) -> Work:
-    group, prompts = cfg.generation.num_samples_per_prompt, cfg.rl.batch_size
-    completions = prompts * group
-    step_rows, micro_rows = step_sizes(cfg.rl, completions, layouts.policy)
-    prompt_len, new_tokens = bucket(cfg.data.max_prompt_tokens), cfg.generation.max_new_tokens
-    if cfg.rl.micro_batch_tokens:
-        micro_rows = layouts.policy.fill(max(cfg.rl.micro_batch_tokens // (prompt_len + new_tokens), 1))
-    at_once = min(cfg.generation.prompts_per_batch or prompts, prompts)
-    return Work(
-        prompts=at_once,
-        rows=layouts.rollout.fill(at_once * group),
-        batches=math.ceil(prompts / at_once),
-        group=group,
-        prompt_len=prompt_len,
-        new_tokens=new_tokens,
-        step_rows=step_rows,
-        micro_rows=micro_rows,
-        steps=math.ceil(completions / step_rows) * cfg.rl.ppo_epochs,
-    )
 
 
 class Builder:
@@ -89,6 +33,7 @@ class Builder:
         self.cfg, self.model, self.layouts = cfg, model, layouts
         self.dtype = jnp.dtype(cfg.misc.dtype)
         self.work = work_of(cfg, layouts)
+        self.shares_prompts = not model.family.recurrent
         lora = cfg.model.lora
         self.adapters = adapter_specs(model.specs, lora.rank, lora.target_modules) if lora.enabled else None
         self.scale = lora.alpha / lora.rank
@@ -107,8 +52,18 @@ class Builder:
         return jax.tree.map(partial(_abstract, sharding=layout.replicated), weights)
 
     def generation(self) -> list[Program]:
+        """An update's, then an evaluation's where its batches are larger."""
+        sampling, evaluation = training_sampling(self.cfg), self.cfg.eval
+        made = self._generation("", self.work.batch, sampling)
+        if self.work.evaluation is None:
+            return made
+        temperature = evaluation.temperature if evaluation.num_samples_per_prompt > 1 else 0.0
+        sampling = SamplingParams(temperature, repetition_penalty=sampling.repetition_penalty)
+        return made + self._generation(EVALUATION, self.work.evaluation, sampling)
+
+    def _generation(self, prefix: str, batch: Batch, sampling: SamplingParams) -> list[Program]:
         """Prefill; decode with the largest cache; and the growth to it, during which the smaller one is still there."""
-        work, layout, sampling = self.work, self.layouts.rollout, training_sampling(self.cfg)
+        work, layout = self.work, self.layouts.rollout
         model = replace(self.model, place=layout)
         programs = DecodePrograms(model, work.new_tokens, (1,), 0, cache_dtype(self.cfg))
         params = self.policy(layout, self.scale)
@@ -116,15 +71,15 @@ class Builder:
         def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.replicated)
 
-        tokens = array(layout.fill(work.prompts), work.prompt_len)
-        keys = array(work.rows, dtype=jax.eval_shape(jax.random.key, 0).dtype)
-        inputs = (tokens, tokens, array(work.rows), keys, array(work.rows, dtype=jnp.bool_), None)
+        tokens = array(layout.fill(batch.prompts), work.prompt_len)
+        keys = array(batch.rows, dtype=jax.eval_shape(jax.random.key, 0).dtype)
+        inputs = (tokens, tokens, array(batch.rows), keys, array(batch.rows, dtype=jnp.bool_), None)
         sizes = work.cache_sizes
         run = jax.jit(programs.prefill, static_argnames=("slots", "sampling"))
         lower = partial(run.lower, params, *inputs, slots=sizes[0], sampling=sampling)
-        flops = forward_flops(model, work.prompts, work.prompt_len, 1)
+        flops = batch.calls * forward_flops(model, batch.prompts, work.prompt_len, 1)
         parts: dict[str, Any] = {"parameters": params, "inputs": inputs}
-        prefill, compiled = compile_program("prefill", layout, lower, parts, flops, work.batches)
+        prefill, compiled = compile_program(prefix + "prefill", layout, lower, parts, flops, batch.calls)
         if compiled is None:
             return [prefill]
         shardings = compiled.output_shardings
@@ -139,7 +94,7 @@ class Builder:
             run = jax.jit(programs.reshape, static_argnames="slots")
             lower = partial(run.lower, before, None, slots=sizes[-1])
             parts = {"parameters": (), "kv_cache": before.cache, "inputs": _without_cache(before)}
-            grow, compiled = compile_program("grow", layout, lower, parts, 0, work.batches * (len(sizes) - 1))
+            grow, compiled = compile_program(prefix + "grow", layout, lower, parts, 0, batch.calls * (len(sizes) - 1))
             made.append(grow)
             if compiled is None:
                 return made
@@ -147,9 +102,9 @@ class Builder:
         last = state(sizes[-1])
         run = jax.jit(programs.decode, static_argnames="sampling", donate_argnames="state")
         lower = partial(run.lower, params, last, array(), array(), sampling=sampling)
-        flops = forward_flops(model, work.rows, work.new_tokens, work.new_tokens, before=work.prompt_len)
+        flops = forward_flops(model, batch.rows, work.new_tokens, work.new_tokens, before=work.prompt_len)
         parts = {"parameters": params, "kv_cache": last.cache, "inputs": _without_cache(last)}
-        return [*made, compile_program("decode", layout, lower, parts, flops, work.batches)[0]]
+        return [*made, compile_program(prefix + "decode", layout, lower, parts, batch.calls * flops, batch.calls)[0]]
 
     def reference(self) -> list[Program]:
         """Logprobs under the frozen reference; nothing where no KL is asked for."""
@@ -157,57 +112,76 @@ class Builder:
             return []
         work, layout = self.work, self.layouts.reference
         model = replace(self.model, place=layout)
-        program = make_logprob_program(model.forward, model.unembed, layout).run
+        program = make_logprob_program(model.forward, model.unembed, layout, self.shares_prompts)
         if resolve_reference(self.cfg) == "lora_base":
             params = self.policy(layout, 0.0)
         else:
             params = abstract_params(model.specs, self.dtype, layout.sharding_for)
-        completions = work.prompts * work.group
-        _, rows = step_sizes(self.cfg.rl, completions, layout)
-        rows = layout.fill(work.micro_rows) if self.cfg.rl.micro_batch_tokens else rows
-        inputs = self._rows(rows, layout)
-        flops = forward_flops(self.model, rows, work.length, work.new_tokens)
-        calls = math.ceil(completions / rows) * work.batches
-        parts = {"parameters": params, "inputs": inputs}
-        return [compile_program("reference", layout, partial(_lower, program, params, inputs), parts, flops, calls)[0]]
+        completions = work.batch.prompts * work.group
+        parts = cut(work, completions, packing_of(self.cfg.rl, completions, program))
+        inputs = self._rows(parts, layout)
+        flops = forward_flops(model, parts.prompts, work.prompt_len, 0)
+        flops += forward_flops(model, completions, work.new_tokens, work.new_tokens, before=work.prompt_len)
+        lower = partial(_lower, program.run, params, inputs)
+        given = {"parameters": params, "inputs": inputs}
+        calls = work.batch.calls
+        return [compile_program("reference", layout, lower, given, calls * flops, calls * parts.count)[0]]
 
-    def train(self) -> Program:
-        """The gradient of a micro-batch and the optimizer step, here as one program; flops are those of all of them."""
+    def train(self) -> list[Program]:
+        """The two programs of an optimizer step: one adds a micro-batch's gradient to the sums, one makes the step."""
         work, layout, rl = self.work, self.layouts.policy, self.cfg.rl
         model, optimizer = replace(self.model, place=layout), make_optimizer(rl)
         trained, frozen = self.trained(layout), self.frozen(layout)
         state = abstract_train_state(trained, optimizer, layout.replicated)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         programs = make_programs(
-            model.forward, model.unembed, optimizer, rl, work.new_tokens, self.scale, layout, shardings
+            model.forward,
+            model.unembed,
+            optimizer,
+            rl,
+            work.new_tokens,
+            self.scale,
+            layout,
+            shardings,
+            self.shares_prompts,
         )
-        batch = self._micro_batch(layout)
+        packing = packing_of(rl, self.cfg.rl.batch_size * work.group, programs.logprobs)
+        micro = cut(work, work.step_rows, packing)
+        batch = self._micro_batch(micro, layout)
         names = sum_names(with_reference=batch.ref_logp is not None, with_sampler=True)
+        sums = {name: jax.ShapeDtypeStruct((), jnp.float32, sharding=layout.replicated) for name in names}
+        totals = Totals(jax.tree.map(lambda p: _with_dtype(p, jnp.float32), trained), sums)
 
-        @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, layout.replicated))
-        def step(state: TrainState, frozen: Params | None, batch: MicroBatch) -> tuple[TrainState, dict[str, Any]]:
-            nothing = programs.start(state.params, names)
-            return programs.apply(state, programs.accumulate(state.params, frozen, nothing, batch))
-
-        flops = train_flops(
-            self.model, work.micro_batches * work.micro_rows, work.length, work.new_tokens, self.adapters
+        flops = train_flops(self.model, micro.prompts, work.prompt_len, 0, self.adapters)
+        flops += train_flops(
+            self.model, work.step_rows, work.new_tokens, work.new_tokens, self.adapters, work.prompt_len
         )
-        parts = {"parameters": (trained, frozen), "optimizer": state.opt_state, "inputs": batch}
-        program, _ = compile_program(
-            "train", layout, partial(_lower, step, state, frozen, batch), parts, flops, work.steps
-        )
-        gradients = tree_bytes(jax.tree.map(lambda p: _with_dtype(p, jnp.float32), trained))
-        return name_part(program, gradients=gradients)
+        parts = {"parameters": (trained, frozen), "gradients": totals.gradients, "inputs": (batch, sums)}
+        lower = partial(_lower, programs.accumulate, trained, frozen, totals, batch)
+        calls = work.steps * micro.count
+        accumulate, _ = compile_program("accumulate", layout, lower, parts, flops * work.steps, calls)
 
-    def _rows(self, rows: int, layout: Layout) -> Rows:
+        counters = (state.step, state.skipped_in_row, state.skipped_total)
+        parts = {
+            "parameters": trained,
+            "optimizer": state.opt_state,
+            "gradients": totals.gradients,
+            "inputs": (sums, counters),
+        }
+        apply, _ = compile_program(
+            "apply", layout, partial(_lower, programs.apply, state, totals), parts, 0, work.steps
+        )
+        return [accumulate, apply]
+
+    def _rows(self, micro: Cut, layout: Layout) -> Rows:
         def array(columns: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((rows, columns), dtype, sharding=layout.rows())
+            return jax.ShapeDtypeStruct((micro.rows, columns), dtype, sharding=layout.rows())
 
-        tokens, slots = array(self.work.length), array(self.work.new_tokens)
-        return Rows(tokens, tokens, None, slots, slots, array(self.work.new_tokens, jnp.bool_))
+        tokens, slots = array(micro.columns), array(micro.slots)
+        return Rows(tokens, tokens, tokens if micro.segments else None, slots, slots, array(micro.slots, jnp.bool_))
 
-    def _micro_batch(self, layout: Layout) -> MicroBatch:
-        rows = self._rows(self.work.micro_rows, layout)
+    def _micro_batch(self, micro: Cut, layout: Layout) -> MicroBatch:
+        rows = self._rows(micro, layout)
         values = _with_dtype(rows.targets, jnp.float32)
         return MicroBatch(
             rows,

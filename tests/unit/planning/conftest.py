@@ -32,6 +32,7 @@ def write_config(tmp_path_factory):
             "data": {"train_file": "./absent.jsonl", "max_prompt_tokens": 16},
             "generation": {"max_new_tokens": 8, "num_samples_per_prompt": 4},
             "rl": {"batch_size": 4, "grad_accum": 0, "micro_batch_size": 8},
+            "eval": {"eval_limit": 4},
         }
         for section, keys in sections.items():
             values[section] = values.get(section, {}) | keys

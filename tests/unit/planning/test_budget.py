@@ -7,18 +7,27 @@ import pytest
 from jax_rl.config.schema import Config, ModelConfig, RLConfig
 from jax_rl.planning.budget import GIB, Residents, advise, least_seconds, least_update_seconds, phases
 from jax_rl.planning.compiled import Program
-from jax_rl.planning.programs import Work
 from jax_rl.planning.targets import Chip
+from jax_rl.planning.work import Batch, Work
 
-WORK = Work(prompts=8, rows=64, batches=1, group=8, prompt_len=64, new_tokens=64, step_rows=64, micro_rows=16, steps=1)
-RESIDENTS = Residents(state=20 * GIB, frozen=0, reference=5 * GIB, rollout_copy=10 * GIB)
+WORK = Work(
+    batch=Batch(prompts=8, rows=64, calls=1),
+    group=8,
+    prompt_len=64,
+    new_tokens=64,
+    step_rows=64,
+    micro_rows=16,
+    steps=1,
+    evaluation=Batch(prompts=32, rows=32, calls=0),
+)
+RESIDENTS = Residents(state=20 * GIB, frozen=0, reference=5 * GIB, rollout_copy=10 * GIB, gradient=3 * GIB)
 CFG = Config(model=ModelConfig(policy_name_or_path="x"), rl=RLConfig(micro_batch_size=16, batch_size=8))
 ROWS = {"policy": 4, "reference": 4}
 
 
 def program(name, temporaries, **parts):
     sizes = {part: n * GIB for part, n in parts.items()}
-    peak = sum(n for part, n in sizes.items() if part != "gradients") + temporaries * GIB
+    peak = sum(sizes.values()) + temporaries * GIB
     return Program(name, 4, sizes, peak, 10**15, {}, 1.0, 1)
 
 
@@ -28,7 +37,8 @@ def programs():
         program("prefill", 1, parameters=10, kv_cache=2),
         program("decode", 1, parameters=10, kv_cache=4),
         program("reference", 2, parameters=5),
-        program("train", 16, parameters=5, optimizer=15, gradients=6),  # gradients are among the 16
+        program("accumulate", 13, parameters=5, gradients=6),  # 3 of the 13 are a micro-batch's gradient
+        program("apply", 1, parameters=5, optimizer=15, gradients=6),
     ]
     return {p.name: p for p in made}
 
@@ -42,13 +52,14 @@ def test_generation_holds_the_state_the_reference_and_the_second_copy(programs):
         "prefill": (35, 3),
         "decode": (35, 5),
         "reference": (35, 2),
-        "train": (25 + 6, 10),
+        "accumulate": (25 + 6 + 3, 10),
+        "apply": (25 + 6, 1),
     }
 
 
 def test_a_reference_on_devices_of_its_own_is_alone_there(programs):
     found = phases(programs, replace(RESIDENTS, reference=0), shared_reference=False)
-    assert gib(found)["reference"] == (5, 2) and gib(found)["train"] == (26, 10)
+    assert gib(found)["reference"] == (5, 2) and gib(found)["accumulate"] == (20 + 6 + 3, 10)
     assert {phase.devices for phase in found if phase.name == "reference"} == {"reference"}
 
 
@@ -58,38 +69,52 @@ def advice(programs, usable, platform="tpu", cfg=CFG):
 
 
 def test_what_fits_needs_no_advice(programs):
-    assert advice(programs, 41) == []
+    assert advice(programs, 44) == []
 
 
 def test_a_smaller_batch_is_advised_where_it_is_enough(programs):
-    """At 37 GiB train has 6 of its 10 GiB: 9 of 16 rows, of which 8 divide; decode has 2 of 5 GiB: 3 of 8 prompts."""
-    lines = advice(programs, 37)
-    assert any(line.startswith("train: rl.micro_batch_size: 8 (now 16)") for line in lines)
-    assert any(line.startswith("decode: generation.prompts_per_batch: 3 (now 8)") for line in lines)
+    """At 38 GiB accumulate has 4 of 10 GiB: 6 of 16 rows, of which 4 divide; decode has 3 of 5 GiB: 4 of 8 prompts."""
+    lines = advice(programs, 38)
+    assert any(line.startswith("accumulate: rl.micro_batch_size: 4 (now 16)") for line in lines)
+    assert any(line.startswith("decode: generation.prompts_per_batch: 4 (now 8)") for line in lines)
     assert not any("more devices" in line for line in lines)
+
+
+def test_of_packed_rows_the_tokens_are_advised(programs):
+    """6.4 of 16 thousand, in whole texts of 128 tokens on each of 4 devices."""
+    packed = replace(CFG, rl=replace(CFG.rl, micro_batch_tokens=16_000))
+    lines = advice(programs, 38, cfg=packed)
+    assert any(line.startswith("accumulate: rl.micro_batch_tokens: 6144 (now 16000)") for line in lines)
+
+
+def test_an_evaluation_has_prompts_of_its_own(programs):
+    programs["eval_decode"] = program("eval_decode", 2, parameters=10, kv_cache=8)
+    lines = advice(programs, 40)
+    assert any(line.startswith("eval_decode: generation.prompts_per_batch: 16 (now 32)") for line in lines)
 
 
 def test_where_no_batch_is_small_enough_more_devices_are_advised(programs):
     lines = advice(programs, 24)
-    assert any("31.0 GiB are there whatever the batch, 24.0 GiB may be used" in line for line in lines)
+    assert any("34.0 GiB are there whatever the batch, 24.0 GiB may be used" in line for line in lines)
     assert any("model.lora.enabled" in line for line in lines)
 
 
-def test_a_gpu_s_pool_is_named_first(programs):
-    lines = advice(programs, 46, platform="cuda")  # 75 % are 34.5 GiB, 92 % 42.3
-    assert lines[0].startswith("set XLA_PYTHON_CLIENT_MEM_FRACTION=0.92") and "41.0 GiB are needed" in lines[0]
+def test_a_gpu_s_pool_is_named_where_it_is_enough(programs):
+    lines = advice(programs, 48, platform="cuda")  # 75 % are 36 GiB, 92 % 44.2
+    assert len(lines) == 1
+    assert lines[0].startswith("set XLA_PYTHON_CLIENT_MEM_FRACTION=0.92") and "44.0 GiB are needed" in lines[0]
 
 
 def test_seconds_are_the_slower_of_products_and_bytes(programs):
     fast_memory, slow_memory = Chip("tpu", GIB, 1e14, 1e15), Chip("tpu", GIB, 1e20, float(GIB))
-    assert least_seconds(programs["train"], fast_memory, WORK) == pytest.approx(10**15 / 4 / 1e14)
-    assert least_seconds(programs["train"], slow_memory, WORK) == pytest.approx(5 + 2 * 15)
+    assert least_seconds(programs["accumulate"], fast_memory, WORK) == pytest.approx(10**15 / 4 / 1e14)
+    assert least_seconds(programs["apply"], slow_memory, WORK) == pytest.approx(5 + 6 + 2 * 15)
     assert least_seconds(programs["decode"], slow_memory, WORK) == pytest.approx(64 * (10 + 0.75 * 4))
-    assert least_seconds(programs["train"], Chip("cpu", GIB), WORK) is None
+    assert least_seconds(programs["apply"], Chip("cpu", GIB), WORK) is None
 
 
 def test_a_reference_of_its_own_works_while_the_policy_generates():
-    seconds = {"prefill": 1.0, "decode": 4.0, "reference": 3.0, "train": 2.0}
+    seconds = {"prefill": 1.0, "decode": 4.0, "reference": 3.0, "accumulate": 1.5, "apply": 0.5}
     assert least_update_seconds(seconds, shared_reference=True) == 10
     assert least_update_seconds(seconds, shared_reference=False) == 7
-    assert least_update_seconds(seconds | {"train": None}, shared_reference=True) is None
+    assert least_update_seconds(seconds | {"apply": None}, shared_reference=True) is None

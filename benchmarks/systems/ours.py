@@ -6,8 +6,8 @@ Two things are not a user's: the engine is told how long completions are, and th
 import json
 import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -51,6 +51,7 @@ from jax_rl.learning.optimizer import init_train_state, make_optimizer
 from jax_rl.learning.update import batched_logprobs, packing_of, run_update
 from jax_rl.rewards.scoring import Scorer
 from jax_rl.rewards.types import Scored, Translation
+from jax_rl.runlog.timing import PhaseClock
 from jax_rl.setup import open_run
 from jax_rl.trainer import abstract_state, make_run_programs, shardings_of
 
@@ -69,6 +70,19 @@ class EvenShare:
 
     def close(self) -> None:
         pass
+
+
+class MeasuringClock(PhaseClock):
+    """The trainer's clock, whose phases are also measured as those of the other systems are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.measured = Clock()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        with self.measured.phase(name), super().phase(name):
+            yield
 
 
 class System:
@@ -111,7 +125,7 @@ class System:
         return {"1.0": [values[: len(c)].tolist() for values, (_, c) in zip(logp, rows)]}
 
     def update(self) -> Phases:
-        clock = Clock()
+        clock = MeasuringClock()
         self.updates += 1
         with clock.phase("update"):
             experience = collect_experience(self.run, self.state.params, self.updates, clock)
@@ -120,7 +134,7 @@ class System:
                     self.state, experience.update_batch(), self.programs, self.run.cfg.rl, self.run.frozen
                 )
         assert sorted(experience.batch.mask.sum(1)) == sorted(self.draw.lengths)
-        return clock.phases
+        return clock.measured.phases
 
 
 def _config(folder: Path, draw: Draw) -> Config:

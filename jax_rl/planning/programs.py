@@ -73,7 +73,7 @@ class Builder:
 
         tokens = array(layout.fill(batch.prompts), work.prompt_len)
         keys = array(batch.rows, dtype=jax.eval_shape(jax.random.key, 0).dtype)
-        inputs = (tokens, tokens, array(batch.rows), keys, array(batch.rows, dtype=jnp.bool_), None)
+        inputs = (tokens, tokens, keys, array(batch.rows, dtype=jnp.bool_), None)
         sizes = work.cache_sizes
         run = jax.jit(programs.prefill, static_argnames=("slots", "sampling"))
         lower = partial(run.lower, params, *inputs, slots=sizes[0], sampling=sampling)

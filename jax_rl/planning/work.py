@@ -20,7 +20,7 @@ class Batch:
     """Completions that are generated at once."""
 
     prompts: int
-    rows: int  # completions, those that fill up the devices included
+    rows: int  # completions, those of the prompts that fill up the devices included
     calls: int  # how many such batches an update has
 
 
@@ -67,7 +67,7 @@ def work_of(cfg: Config, layouts: Layouts) -> Work:
     completions = prompts * group
     step_rows, micro_rows = step_sizes(cfg.rl, completions, layouts.policy)
     at_once = min(cfg.generation.prompts_per_batch or prompts, prompts)
-    batch = Batch(at_once, layouts.rollout.fill(at_once * group), math.ceil(prompts / at_once))
+    batch = Batch(at_once, layouts.rollout.fill(at_once) * group, math.ceil(prompts / at_once))
     return Work(
         batch=batch,
         group=group,
@@ -86,7 +86,7 @@ def _evaluation(cfg: Config, layout: Layout, update: Batch) -> Batch | None:
     """
     prompts = cfg.eval.eval_limit or 0
     prompts = min(cfg.generation.prompts_per_batch or prompts, prompts)
-    rows = layout.fill(prompts * cfg.eval.num_samples_per_prompt)
+    rows = layout.fill(prompts) * cfg.eval.num_samples_per_prompt
     return Batch(prompts, rows, 0) if prompts > update.prompts or rows > update.rows else None
 
 

@@ -60,7 +60,6 @@ class DecodePrograms:
         params: Params,
         tokens: Int[Array, "N P"],
         positions: Int[Array, "N P"],
-        prompt_of_row: Int[Array, " R"],
         keys: Key[Array, " R"],
         done: Bool[Array, " R"],
         forced_lengths: Int[Array, " R"] | None,
@@ -68,7 +67,8 @@ class DecodePrograms:
         slots: int,
         sampling: SamplingParams,
     ) -> DecodeState:
-        """Runs each prompt once, hands its cache to all of its rows and samples their first tokens."""
+        """Runs each prompt once, hands its cache to all of its R / N rows and samples their first tokens."""
+        rows = keys.shape[0]
         cache = self.model.init_cache(tokens.shape[0], tokens.shape[1], self.cache_dtype)
         hidden, filled = self.model.forward(params, tokens, positions, cache=cache)
         assert filled is not None  # a cache was handed in
@@ -79,20 +79,19 @@ class DecodePrograms:
             seen = jnp.zeros(logits.shape, bool).at[prompt, tokens].max(positions >= 0)
 
         def share(array: Array, axis: int = 0) -> Array:
-            return jnp.take(array, prompt_of_row, axis=axis)
+            return jnp.repeat(array, rows // tokens.shape[0], axis=axis)  # rows stay on their prompt's device
 
-        shape = (prompt_of_row.shape[0], self.max_new_tokens)
         state = DecodeState(
             step=jnp.int32(0),
             cache=self.model.grow_cache(self.model.map_cache_rows(filled, share), slots),
             keys=keys,
             prompt_lens=share(positions.max(axis=1) + 1),
-            lengths=jnp.zeros(shape[0], jnp.int32),
+            lengths=jnp.zeros(rows, jnp.int32),
             done=done,
             seen=None if seen is None else share(seen),
             forced_lengths=forced_lengths,
-            tokens=jnp.full(shape, self.pad_id, jnp.int32),
-            logp=jnp.zeros(shape, jnp.float32),
+            tokens=jnp.full((rows, self.max_new_tokens), self.pad_id, jnp.int32),
+            logp=jnp.zeros((rows, self.max_new_tokens), jnp.float32),
         )
         return self._emit(state, share(logits), sampling)
 

@@ -92,7 +92,8 @@ class RolloutEngine:
         wanted = len(prompts) * group_size
         width = bucket(max(map(len, prompts)))
         tokens, positions = left_pad(prompts, width, self.pad_id)
-        ids = np.arange(round_up(wanted, self.row_multiple))  # which completion each row of the state makes
+        # which completion each row of the state makes; the prompts that fill up the shape have rows too
+        ids = np.arange(round_up(len(prompts), self.row_multiple) * group_size)
         state = self._start(params, tokens, positions, keys, ids, forced_lengths, sampling)
         completions = np.full((len(ids), self.max_new_tokens), self.pad_id, np.int32)
         logp = np.zeros(completions.shape, np.float32)
@@ -140,7 +141,6 @@ class RolloutEngine:
             params,
             np.pad(tokens, fill, mode="edge"),
             np.pad(positions, fill, mode="edge"),
-            last // (wanted // len(tokens)),
             keys[last],
             ids >= wanted,
             forced_lengths,

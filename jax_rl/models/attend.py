@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_rl.models.cache import KV, Cache, advance, read_kv, ring_positions, write_kv
-from jax_rl.models.layers import attention, visible
+from jax_rl.models.layers import attention, causal_attention, visible
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,10 @@ class Attend:
         if kv is not None:
             assert self.slot is not None  # a cache was handed to `begin`
             kv = write_kv(kv, row, self.slot, k, v)
-            if self.seen is not None:
-                keys, values = (remembered.astype(q.dtype) for remembered in read_kv(kv, row))
-        out = attention(q, keys, values, mask, scale)
+        if self.seen is None:
+            out = causal_attention(q, keys, values, mask, scale)
+        else:
+            assert kv is not None  # it is what the token sees
+            keys, values = read_kv(kv, row)
+            out = attention(q, keys.astype(q.dtype), values.astype(q.dtype), mask, scale)
         return out.reshape(*out.shape[:2], -1), kv

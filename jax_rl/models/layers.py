@@ -16,6 +16,7 @@ from jax_rl.models.errors import ModelError
 from jax_rl.models.lora import Adapted
 
 F32 = jnp.float32
+QUERY_BLOCK, MAX_BLOCKS = 128, 8  # least queries and most blocks of `causal_attention`: each block is compiled
 
 
 def linear(x: Float[Array, "*rows inner"], weight: Float[Array, "out inner"] | Adapted) -> Float[Array, "*rows out"]:
@@ -157,3 +158,28 @@ def attention(
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.einsum("bkgts,bksh->bkgth", weights, v)
     return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+def causal_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K T H"],
+    v: Float[Array, "B K T H"],
+    mask: Bool[Array, "B T T"],
+    scale: float,
+) -> Float[Array, "B T N H"]:
+    """`attention` of tokens that see each other, where the mask lets none see a later one.
+
+    A block of queries at a time takes the keys up to its end: half of the products, and scores of one block alone at a
+    time, which the backward pass computes again.
+    """
+    length = q.shape[1]
+    step = max(QUERY_BLOCK, -(-length // MAX_BLOCKS))
+    if length <= step:
+        return attention(q, k, v, mask, scale)
+    block = jax.checkpoint(attention, static_argnums=4, prevent_cse=False)
+    ends = [min(start + step, length) for start in range(0, length, step)]
+    parts = [
+        block(q[:, start:end], k[:, :, :end], v[:, :, :end], mask[:, start:end, :end], scale)
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+    return jnp.concatenate(parts, axis=1)

@@ -123,9 +123,10 @@ def _pack(tokens: np.ndarray, positions: np.ndarray, mask: np.ndarray, packing: 
     while rows:
         length = bucket(rows[0].length)
         most = max(packing.tokens // length // packing.row_multiple, 1)
-        count = min(_row_bucket(-(-len(rows) // packing.row_multiple)), most) * packing.row_multiple
+        left = -(-len(rows) // packing.row_multiple)
+        count = min(1 << (left - 1).bit_length(), most) * packing.row_multiple
         taken, rows = rows[:count], rows[count:]
-        slots = _round_up(max(row.slots for row in taken), length // STEPS_PER_OCTAVE)
+        slots = _round_up(max(row.slots for row in taken), length // 2)  # what they cost is the head alone
         yield _lay_out(taken, (count, length), slots, mask, packing.shares_prompts)
 
 
@@ -172,12 +173,6 @@ def bucket(length: int) -> int:
     """The least row length of the set that holds so many columns."""
     octave = 1 << (max(length, SHORTEST) - 1).bit_length()
     return _round_up(max(length, SHORTEST), max(octave // (2 * STEPS_PER_OCTAVE), SHORTEST))
-
-
-def _row_bucket(rows: int) -> int:
-    """1, 2, 3, 4, 6, 8, 12, 16, ...: at most a third more."""
-    power = 1 << (rows - 1).bit_length()
-    return power * 3 // 4 if rows <= power * 3 // 4 else power
 
 
 def _round_up(number: int, step: int) -> int:

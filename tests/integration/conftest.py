@@ -17,7 +17,6 @@ SMALL = [
     "generation.num_samples_per_prompt=4",
     "rl.batch_size=4",
     "rl.micro_batch_size=8",
-    "rl.micro_batch_tokens=0",
     "rl.updates=6",
     "rl.lr=1e-3",
     "eval.eval_limit=4",

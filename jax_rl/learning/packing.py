@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Shaped
 
+from jax_rl.parallel.row_counts import round_up, row_bucket
+
 BatchArray = Any  # a numpy array on the host, a jax array inside a program
 
 SHORTEST = 16  # columns: shapes below are not worth a program of their own
@@ -122,11 +124,10 @@ def _pack(tokens: np.ndarray, positions: np.ndarray, mask: np.ndarray, packing: 
     rows = sorted(_group(tokens, positions, mask, packing), key=lambda row: row.length, reverse=True)
     while rows:
         length = bucket(rows[0].length)
-        most = max(packing.tokens // length // packing.row_multiple, 1)
-        left = -(-len(rows) // packing.row_multiple)
-        count = min(1 << (left - 1).bit_length(), most) * packing.row_multiple
+        most = max(packing.tokens // length // packing.row_multiple, 1) * packing.row_multiple
+        count = min(row_bucket(len(rows), packing.row_multiple), most)
         taken, rows = rows[:count], rows[count:]
-        slots = _round_up(max(row.slots for row in taken), length // 2)  # what they cost is the head alone
+        slots = round_up(max(row.slots for row in taken), length // 2)  # what they cost is the head alone
         yield _lay_out(taken, (count, length), slots, mask, packing.shares_prompts)
 
 
@@ -172,8 +173,4 @@ def _lay_out(rows: list[_Row], shape: tuple[int, int], slots: int, mask: np.ndar
 def bucket(length: int) -> int:
     """The least row length of the set that holds so many columns."""
     octave = 1 << (max(length, SHORTEST) - 1).bit_length()
-    return _round_up(max(length, SHORTEST), max(octave // (2 * STEPS_PER_OCTAVE), SHORTEST))
-
-
-def _round_up(number: int, step: int) -> int:
-    return -(-number // step) * step
+    return round_up(max(length, SHORTEST), max(octave // (2 * STEPS_PER_OCTAVE), SHORTEST))

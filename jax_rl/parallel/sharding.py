@@ -16,6 +16,7 @@ from jaxtyping import Array
 from jax_rl.errors import UserError
 from jax_rl.models.params import ParamSpec, Specs, held_shape, spec_leaves
 from jax_rl.models.registry import Model
+from jax_rl.parallel.row_counts import round_up
 
 TENSOR_PARALLEL = ("heads", "kv_heads", "mlp", "vocab")
 MAY_BE_WHOLE = "vocab"  # along tensor only where it divides
@@ -48,7 +49,7 @@ class Layout:
 
     def fill(self, rows: int) -> int:
         """The least number of rows that the devices divide."""
-        return -(-rows // self.row_count) * self.row_count
+        return round_up(rows, self.row_count)
 
     def sharding_for(self, spec: ParamSpec) -> NamedSharding:
         """Of one parameter.

@@ -22,9 +22,10 @@ from jaxtyping import Array, Bool, Int, Key
 from jax_rl.models.params import Params
 from jax_rl.models.registry import Model
 from jax_rl.parallel.arrays import to_host
+from jax_rl.parallel.row_counts import round_up, row_bucket
 from jax_rl.rollout.decode import DecodePrograms, DecodeState
 from jax_rl.rollout.sampling import SamplingParams
-from jax_rl.rollout.shapes import bucket, cache_slots, left_pad, next_smaller, round_up, row_bucket
+from jax_rl.rollout.shapes import bucket, cache_slots, left_pad, next_smaller
 
 log = logging.getLogger(__name__)
 

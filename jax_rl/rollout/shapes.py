@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jax_rl.parallel.row_counts import row_bucket
+
 ROOM = 32  # tokens that the cache at least grows by
 
 
@@ -13,16 +15,6 @@ def bucket(n: int, smallest: int = 16) -> int:
     while size < n:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
     return size
-
-
-def round_up(n: int, multiple: int) -> int:
-    """The least multiple that is not below n."""
-    return -(-n // multiple) * multiple
-
-
-def row_bucket(live: int, multiple: int) -> int:
-    """Rows to decode `live` ones with: `multiple` times a power of two."""
-    return multiple << (-(-live // multiple) - 1).bit_length()
 
 
 def next_smaller(rows: int, multiple: int) -> int:

@@ -7,10 +7,11 @@ import pytest
 
 from jax_rl.learning.logprobs import forward_logprobs
 from jax_rl.models.registry import model_from_config
+from jax_rl.parallel.row_counts import row_bucket
 from jax_rl.rollout import shapes
 from jax_rl.rollout.engine import RolloutEngine
 from jax_rl.rollout.sampling import SamplingParams, sample_keys
-from jax_rl.rollout.shapes import bucket, next_smaller, row_bucket
+from jax_rl.rollout.shapes import bucket, next_smaller
 from tests.unit.rollout.plain import generate_plainly
 
 VOCAB, EOS, PAD, LENGTH = 64, (1, 5), 0, 40

@@ -21,6 +21,8 @@ with install_import_hook(CHECKED, "beartype.beartype"):
 
 import jax  # noqa: E402
 
+from tests.chat_server import chat_server, reply  # noqa: E402, F401
+
 jax.config.update("jax_compilation_cache_dir", str(REPO / ".cache" / "programs"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

@@ -22,6 +22,7 @@ class Reply:
     delay_sec: float = 0.0  # before the first byte
     drop: str = ""  # "at once": no answer; "in the body": half of one; "trickle": one byte at a time
     until: Callable[[], bool] | None = None  # wait for this before the first byte
+    until_sec: float = 10.0  # but no longer
 
     @classmethod
     def chat(cls, content: str | None, finish_reason: str = "stop", **kwargs: Any) -> "Reply":
@@ -73,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, reply: Reply) -> None:
         time.sleep(reply.delay_sec)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + reply.until_sec
         while reply.until is not None and not reply.until() and time.monotonic() < deadline:
             time.sleep(0.005)
         if reply.drop == "at once":
@@ -118,5 +119,5 @@ def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
 
 @pytest.fixture
 def reply() -> type[Reply]:
-    """`Reply`, for test modules: there is nothing to import it from."""
+    """`Reply`, for test modules."""
     return Reply

@@ -17,7 +17,8 @@ from jax_rl.rewards.scoring import CompletionScores, metric_weights, weighted_su
 from jax_rl.rewards.shared import AnyScorer
 from jax_rl.rollout.collect import RolloutBatch, concatenate, generate_rollouts, in_order
 from jax_rl.rollout.engine import RolloutEngine
-from jax_rl.rollout.sampling import EVAL_STREAM, SamplingParams
+from jax_rl.rollout.sampling import EVAL_STREAM
+from jax_rl.setup import evaluation_sampling
 from jax_rl.tokens.tokenizer import Tokenizer
 
 Figures = dict[str, list[float | None]]  # name -> one value per example
@@ -65,7 +66,7 @@ def evaluate(
             prompts,
             range(len(prompts)),
             group_size=group_size,
-            sampling=SamplingParams(temperature=temperature, repetition_penalty=cfg.generation.repetition_penalty),
+            sampling=evaluation_sampling(cfg, temperature),
             seed=cfg.misc.seed,
             stream=EVAL_STREAM,
             prompts_per_batch=cfg.generation.prompts_per_batch,

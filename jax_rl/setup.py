@@ -171,7 +171,7 @@ def _open_parts(cfg: Config, seats: Seats, hosts: Hosts, training: bool) -> Iter
                     referee.forward,
                     referee.unembed,
                     layouts.reference,
-                    shares_prompts=not policy.family.recurrent,
+                    shares_prompts=policy.shares_prompts,
                     name="reference_logprobs",
                 ),
                 reference=reference,
@@ -223,6 +223,11 @@ def training_sampling(cfg: Config) -> SamplingParams:
     """How the completions of an update are drawn."""
     g = cfg.generation
     return SamplingParams(g.temperature if g.do_sample else 0.0, g.top_k, g.top_p, g.repetition_penalty)
+
+
+def evaluation_sampling(cfg: Config, temperature: float) -> SamplingParams:
+    """How those of an evaluation are drawn: nothing is cut off."""
+    return SamplingParams(temperature, repetition_penalty=cfg.generation.repetition_penalty)
 
 
 def cache_dtype(cfg: Config) -> jnp.dtype:

@@ -119,7 +119,7 @@ def make_run_programs(run: Run, optimizer: Optimizer) -> UpdatePrograms:
         run.lora_scale,
         layout,
         shardings_of(abstract_state(run, optimizer, layout)),
-        shares_prompts=not model.family.recurrent,
+        shares_prompts=model.shares_prompts,
     )
 
 

@@ -189,9 +189,8 @@ def grow_cache(cache: Cache, slots: int) -> Cache:
         if not isinstance(memory, KV):  # a recurrent layer's state has no slots
             return memory
         # a ring that grows is not full yet, so that each token already lies where the larger ring wants it
-        extra = ring_size(slots, memory.window) - memory.k.shape[SLOT_AXIS]
         widths = [(0, 0)] * memory.k.ndim
-        widths[SLOT_AXIS] = (0, extra)
+        widths[SLOT_AXIS] = (0, ring_size(slots, memory.window) - memory.k.shape[SLOT_AXIS])
         return memory.map(lambda leaf: jnp.pad(leaf, widths))
 
     positions = jnp.pad(cache.positions, ((0, 0), (0, extra)), constant_values=-1)

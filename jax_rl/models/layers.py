@@ -177,9 +177,6 @@ def causal_attention(
     if length <= step:
         return attention(q, k, v, mask, scale)
     block = jax.checkpoint(attention, static_argnums=4, prevent_cse=False)
-    ends = [min(start + step, length) for start in range(0, length, step)]
-    parts = [
-        block(q[:, start:end], k[:, :, :end], v[:, :, :end], mask[:, start:end, :end], scale)
-        for start, end in zip([0, *ends], ends, strict=False)
-    ]
+    blocks = [slice(start, start + step) for start in range(0, length, step)]
+    parts = [block(q[:, b], k[:, :, : b.stop], v[:, :, : b.stop], mask[:, b, : b.stop], scale) for b in blocks]
     return jnp.concatenate(parts, axis=1)

@@ -76,6 +76,11 @@ class Model:
     def specs(self) -> Specs:
         return self.family.param_specs(self.cfg)
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether completions in one row can share their prompt (`segments` 0)."""
+        return not self.family.recurrent
+
     def init(self, key: jax.Array, dtype: DTypeLike) -> Params:
         """Random parameters."""
         return init_params(self.specs, key, dtype)

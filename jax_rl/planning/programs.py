@@ -23,7 +23,7 @@ from jax_rl.planning.flops import forward_flops, train_flops
 from jax_rl.planning.work import EVALUATION, Batch, Cut, cut, work_of
 from jax_rl.rollout.decode import DecodePrograms, DecodeState
 from jax_rl.rollout.sampling import SamplingParams
-from jax_rl.setup import cache_dtype, training_sampling
+from jax_rl.setup import cache_dtype, evaluation_sampling, training_sampling
 
 
 class Builder:
@@ -33,7 +33,6 @@ class Builder:
         self.cfg, self.model, self.layouts = cfg, model, layouts
         self.dtype = jnp.dtype(cfg.misc.dtype)
         self.work = work_of(cfg, layouts)
-        self.shares_prompts = not model.family.recurrent
         lora = cfg.model.lora
         self.adapters = adapter_specs(model.specs, lora.rank, lora.target_modules) if lora.enabled else None
         self.scale = lora.alpha / lora.rank
@@ -53,12 +52,11 @@ class Builder:
 
     def generation(self) -> list[Program]:
         """An update's, then an evaluation's where its batches are larger."""
-        sampling, evaluation = training_sampling(self.cfg), self.cfg.eval
-        made = self._generation("", self.work.batch, sampling)
+        made = self._generation("", self.work.batch, training_sampling(self.cfg))
         if self.work.evaluation is None:
             return made
-        temperature = evaluation.temperature if evaluation.num_samples_per_prompt > 1 else 0.0
-        sampling = SamplingParams(temperature, repetition_penalty=sampling.repetition_penalty)
+        temperature = self.cfg.eval.temperature if self.cfg.eval.num_samples_per_prompt > 1 else 0.0
+        sampling = evaluation_sampling(self.cfg, temperature)
         return made + self._generation(EVALUATION, self.work.evaluation, sampling)
 
     def _generation(self, prefix: str, batch: Batch, sampling: SamplingParams) -> list[Program]:
@@ -112,7 +110,7 @@ class Builder:
             return []
         work, layout = self.work, self.layouts.reference
         model = replace(self.model, place=layout)
-        program = make_logprob_program(model.forward, model.unembed, layout, self.shares_prompts)
+        program = make_logprob_program(model.forward, model.unembed, layout, model.shares_prompts)
         if resolve_reference(self.cfg) == "lora_base":
             params = self.policy(layout, 0.0)
         else:
@@ -143,9 +141,9 @@ class Builder:
             self.scale,
             layout,
             shardings,
-            self.shares_prompts,
+            model.shares_prompts,
         )
-        packing = packing_of(rl, self.cfg.rl.batch_size * work.group, programs.logprobs)
+        packing = packing_of(rl, rl.batch_size * work.group, programs.logprobs)
         micro = cut(work, work.step_rows, packing)
         batch = self._micro_batch(micro, layout)
         names = sum_names(with_reference=batch.ref_logp is not None, with_sampler=True)

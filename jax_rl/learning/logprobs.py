@@ -1,10 +1,13 @@
 """Logprobs and entropies of completion tokens, without ever holding the [B, T, V] logits.
 
-The walk goes over spans of T and takes all rows of a span together, so that rows sharded over devices stay where they
-are. A span's logits are made, reduced and forgotten; the backward pass makes them again (a scan alone would keep them).
+The walk goes over blocks of the vocabulary and takes all tokens together, so that rows sharded over devices stay where
+they are. A block's logits are made, reduced and forgotten; the backward pass makes them again (a scan alone would keep
+them), and is then done with the block's rows of the matrix: their gradient is added to once.
 """
 
 from collections.abc import Callable
+from functools import partial
+from math import log
 from typing import Any
 
 import jax
@@ -12,13 +15,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from jax_rl.learning.packing import Rows, unpacked_rows
+from jax_rl.models.tables import Table
 
 Params = Any  # a pytree of arrays
 # (params, tokens, positions, segments=, remat=) -> (hidden, cache)
 Forward = Callable[..., tuple[Float[Array, "B L D"], Any]]
-Unembed = Callable[[Params], Float[Array, "V D"]]
+Unembed = Callable[[Params], Float[Array, "V D"] | Table]
 
-TOKENS_PER_CHUNK = 512  # 512 rows of a 262,144 vocabulary are 0.5 GiB of f32 logits
+LOGITS_AT_ONCE = 2**24  # 64 MiB in f32
 
 
 def forward_logprobs(
@@ -55,82 +59,114 @@ def row_logprobs(
 @jax.named_scope("unembed")
 def completion_logprobs(
     hidden: Float[Array, "B T D"],
-    unembed: Float[Array, "V D"],
+    unembed: Float[Array, "V D"] | Table,
     targets: Int[Array, "B T"],
-    tokens_per_chunk: int = TOKENS_PER_CHUNK,
+    logits_at_once: int = LOGITS_AT_ONCE,
 ) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
     """Natural-log probability of each target and entropy (nats) of its distribution, softmax(hidden @ unembed.T).
 
-    `hidden[i, t]` predicts `targets[i, t]`; temperature 1. Both results are differentiable in hidden and unembed.
-    At most max(tokens_per_chunk, B) rows of V logits exist at a time. Logits, softmax and the sums over chunks are f32
-    whatever the weights' dtype.
+    `hidden[i, t]` predicts `targets[i, t]`; temperature 1. Both results are differentiable in hidden and unembed; the
+    gradient of a `Table` is that of its `total`. About `logits_at_once` logits exist at a time, as near as a divisor of
+    V comes to it. Logits, softmax and the sums over blocks are f32 whatever the weights' dtype.
     """
-    batch, length = targets.shape
-    chunks = -(-length // max(tokens_per_chunk // batch, 1))
-    span = -(-length // chunks)
-
-    def split(x: Array) -> Array:  # [B, T, ...] -> [chunks, B * span, ...]
-        rest = x.shape[2:]
-        x = jnp.pad(x, [(0, 0), (0, chunks * span - length)] + [(0, 0)] * len(rest))
-        return jnp.moveaxis(x.reshape(batch, chunks, span, *rest), 1, 0).reshape(chunks, batch * span, *rest)
-
-    def join(x: Array) -> Array:  # [chunks, B * span] -> [B, T]
-        return jnp.moveaxis(x.reshape(chunks, batch, span), 0, 1).reshape(batch, chunks * span)[:, :length]
-
-    logp, entropy = _scan_chunks(split(hidden), unembed, split(targets))
-    return join(logp), join(entropy)
+    weight, total = (unembed.weight, unembed.total) if isinstance(unembed, Table) else (unembed, None)
+    blocks = count_blocks(weight.shape[0], targets.size, logits_at_once)
+    logp, entropy = _walk(hidden.reshape(-1, hidden.shape[-1]), weight, total, targets.reshape(-1), blocks)
+    return logp.reshape(targets.shape), entropy.reshape(targets.shape)
 
 
-@jax.custom_vjp
-def _scan_chunks(hidden: Array, unembed: Array, targets: Array) -> tuple[Array, Array]:
-    """hidden [C, N, D], unembed [V, D], targets [C, N] -> logp, entropy [C, N], one chunk after the other."""
-    return _scan_forward(hidden, unembed, targets)[0]
+def count_blocks(vocab: int, tokens: int, logits_at_once: int) -> int:
+    """Into how many equal blocks the vocabulary is cut: its divisor nearest to what `logits_at_once` asks for."""
+    wanted = max(vocab * tokens / logits_at_once, 1.0)
+    return min((n for n in range(1, vocab + 1) if vocab % n == 0), key=lambda n: abs(log(n / wanted)))
 
 
-def _logits(hidden: Array, unembed: Array) -> Array:
-    return jnp.einsum("nd,vd->nv", hidden, unembed, preferred_element_type=jnp.float32)
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _walk(hidden: Array, unembed: Array, total: Array | None, targets: Array, blocks: int) -> tuple[Array, Array]:
+    """hidden [N, D], unembed [V, D], targets [N] -> logp, entropy [N], one block of the vocabulary after the other.
+
+    total [V, D] f32: its "gradient" is itself plus unembed's, which then has none of its own.
+    """
+    return _walk_forward(hidden, unembed, total, targets, blocks)[0]
 
 
-def _is_target(logits: Array, targets: Array) -> Array:
+def _cut(matrix: Array, blocks: int) -> Array:
+    """[V, D] -> [V / blocks, blocks, D]: block j has the tokens j, j + blocks, ... Each takes as much from every part
+    of a vocabulary that is sharded over devices."""
+    return matrix.reshape(-1, blocks, matrix.shape[1])
+
+
+def _block(cut: Array, number: Array) -> Array:
+    return jax.lax.dynamic_index_in_dim(cut, number, axis=1, keepdims=False)
+
+
+def _logits(hidden: Array, rows: Array) -> Array:
+    return jnp.einsum("nd,vd->nv", hidden, rows, preferred_element_type=jnp.float32)
+
+
+def _is_target(logits: Array, targets: Array, number: Array, blocks: int) -> Array:
     # a comparison instead of a gather: it fuses, and a vocabulary sharded over devices needs no collecting
-    return jax.lax.broadcasted_iota(targets.dtype, logits.shape, 1) == targets[:, None]
+    return jax.lax.broadcasted_iota(targets.dtype, logits.shape, 1) * blocks + number == targets[:, None]
 
 
-def _scan_forward(hidden: Array, unembed: Array, targets: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-    def chunk(_: None, inputs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array, Array]]:
-        hidden, targets = inputs
-        logits = _logits(hidden, unembed)
-        largest = jnp.max(logits, axis=1)
-        shifted = logits - largest[:, None]
+def _walk_forward(
+    hidden: Array, unembed: Array, total: Array | None, targets: Array, blocks: int
+) -> tuple[tuple[Array, Array], tuple[Array | None, ...]]:
+    cut = _cut(unembed, blocks)
+
+    Seen = tuple[Array, Array, Array, Array]
+
+    def block(seen: Seen, number: Array) -> tuple[Seen, None]:
+        """Of the logits l seen so far: their largest m, sum e^(l-m), sum e^(l-m) (l-m), and the target's, 0 if not."""
+        largest, weight, weighted, target = seen
+        logits = _logits(hidden, _block(cut, number))
+        new = jnp.maximum(largest, jnp.max(logits, axis=1))
+        shifted = logits - new[:, None]
         weights = jnp.exp(shifted)
-        total = jnp.sum(weights, axis=1)
-        log_total = jnp.log(total)
-        logp = jnp.sum(jnp.where(_is_target(logits, targets), shifted, 0.0), axis=1) - log_total
-        entropy = log_total - jnp.sum(weights * shifted, axis=1) / total
-        return None, (logp, entropy, largest + log_total)
+        shrink = jnp.exp(largest - new)
+        weighted = shrink * (weighted + (largest - new) * weight) + jnp.sum(weights * shifted, axis=1)
+        weight = shrink * weight + jnp.sum(weights, axis=1)
+        target += jnp.sum(jnp.where(_is_target(logits, targets, number, blocks), logits, 0.0), axis=1)
+        return (new, weight, weighted, target), None
 
-    _, (logp, entropy, normalizer) = jax.lax.scan(chunk, None, (hidden, targets))
-    return (logp, entropy), (hidden, unembed, targets, entropy, normalizer)
+    nothing = jnp.zeros(targets.shape, jnp.float32)
+    lowest = jnp.full_like(nothing, jnp.finfo(jnp.float32).min)
+    numbers = jnp.arange(blocks, dtype=targets.dtype)
+    (largest, weight, weighted, target), _ = jax.lax.scan(block, (lowest, nothing, nothing, nothing), numbers)
+    log_weight = jnp.log(weight)
+    logp, entropy = (target - largest) - log_weight, log_weight - weighted / weight
+    return (logp, entropy), (hidden, unembed, total, targets, entropy, largest + log_weight)
 
 
-def _scan_backward(saved: tuple[Array, ...], gradients: tuple[Array, Array]) -> tuple[Array, Array, None]:
+def _walk_backward(
+    blocks: int, saved: tuple[Any, ...], gradients: tuple[Array, Array]
+) -> tuple[Array, Array | None, Array | None, None]:
     """With p = softmax(l): d logp / d l_j = [j is target] - p_j and d entropy / d l_j = -p_j (log p_j + entropy)."""
-    hidden, unembed, targets, entropy, normalizer = saved
+    hidden, unembed, total, targets = saved[:4]
+    entropy, normalizer, d_logp, d_entropy = (x[:, None] for x in (*saved[4:], *gradients))
+    cut = _cut(unembed, blocks)
 
-    def chunk(d_unembed: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
-        hidden, targets = inputs[:2]
-        entropy, normalizer, d_logp, d_entropy = (x[:, None] for x in inputs[2:])
-        logits = _logits(hidden, unembed)
+    def block(carry: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
+        d_hidden, d_cut = carry
+        rows = _block(cut, number)
+        logits = _logits(hidden, rows)
         log_p = logits - normalizer
-        d_logits = d_logp * _is_target(logits, targets) - jnp.exp(log_p) * (d_logp + d_entropy * (log_p + entropy))
+        is_target = _is_target(logits, targets, number, blocks)
+        d_logits = d_logp * is_target - jnp.exp(log_p) * (d_logp + d_entropy * (log_p + entropy))
         d_logits = d_logits.astype(unembed.dtype)  # bf16 weights: bf16 products, summed in f32
-        d_hidden = jnp.einsum("nv,vd->nd", d_logits, unembed, preferred_element_type=jnp.float32)
-        d_unembed += jnp.einsum("nv,nd->vd", d_logits, hidden, preferred_element_type=jnp.float32)
-        return d_unembed, d_hidden.astype(hidden.dtype)
+        d_hidden += jnp.einsum("nv,vd->nd", d_logits, rows, preferred_element_type=jnp.float32)
+        d_rows = jnp.einsum("nv,nd->vd", d_logits, hidden, preferred_element_type=jnp.float32)
+        return (d_hidden, d_cut.at[:, number].add(d_rows)), None
 
-    zeros = jnp.zeros_like(unembed, dtype=jnp.float32)
-    d_unembed, d_hidden = jax.lax.scan(chunk, zeros, (hidden, targets, entropy, normalizer, *gradients))
-    return d_hidden, d_unembed.astype(unembed.dtype), None
+    start = jnp.zeros(unembed.shape, jnp.float32) if total is None else total
+    zeros = jnp.zeros(hidden.shape, jnp.float32)
+    numbers = jnp.arange(blocks, dtype=targets.dtype)
+    (d_hidden, d_cut), _ = jax.lax.scan(block, (zeros, _cut(start, blocks)), numbers)
+    d_unembed = d_cut.reshape(unembed.shape)
+    d_hidden = d_hidden.astype(hidden.dtype)
+    return (
+        (d_hidden, d_unembed.astype(unembed.dtype), None, None) if total is None else (d_hidden, None, d_unembed, None)
+    )
 
 
-_scan_chunks.defvjp(_scan_forward, _scan_backward)
+_walk.defvjp(_walk_forward, _walk_backward)

@@ -5,7 +5,6 @@ Micro-batches have shapes from a small set (`packing.py`), and each shape is a p
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,36 +12,15 @@ import optax
 from jaxtyping import Array, Float32
 
 from jax_rl.config.schema import RLConfig
+from jax_rl.learning.gradients import Accumulate, Totals, make_accumulate
 from jax_rl.learning.logprobs import Forward, Params, Unembed, row_logprobs
-from jax_rl.learning.losses import Sums, policy_loss
+from jax_rl.learning.losses import Sums
 from jax_rl.learning.optimizer import Optimizer, TrainState
-from jax_rl.learning.packing import BatchArray, Rows
-from jax_rl.models.lora import policy_weights
+from jax_rl.learning.packing import Rows
+from jax_rl.models.blocks import keep
 from jax_rl.parallel.sharding import Layout
 
 PER_TOKEN = ("approx_kl", "clip_fraction", "entropy", "kl_to_reference", "sampler_logp_gap")
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class MicroBatch:
-    """What one forward and backward pass takes. `weights` is the share of each token in the step's loss."""
-
-    rows: Rows
-    weights: BatchArray  # [R, S] f32, as all below
-    advantages: BatchArray
-    ref_logp: BatchArray | None
-    old_logp: BatchArray | None
-    sampler_logp: BatchArray | None
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Totals:
-    """What the micro-batches of one optimizer step add up to."""
-
-    gradients: Params  # f32
-    sums: Any  # those of `policy_loss` by name; in a tree of shardings one for all
 
 
 @dataclass(frozen=True)
@@ -68,7 +46,7 @@ class UpdatePrograms:
     """
 
     start: Callable[[Params, tuple[str, ...]], Totals]
-    accumulate: Callable[[Params, Params | None, Totals, MicroBatch], Totals]
+    accumulate: Accumulate
     apply: Callable[[TrainState, Totals], tuple[TrainState, Sums]]
     logprobs: LogprobProgram
     max_new_tokens: int
@@ -99,7 +77,7 @@ def make_programs(
         assert shardings is not None
         totals_at = Totals(shardings.params, layout.replicated)
         applied_at = (shardings, layout.replicated)
-    accumulate = make_accumulate(forward, unembed, rl, lora_scale)
+    accumulate = make_accumulate(forward, unembed, rl, lora_scale, layout or keep)
     return UpdatePrograms(
         start=jax.jit(_no_totals, static_argnums=1, out_shardings=totals_at),
         accumulate=jax.jit(accumulate, donate_argnums=2, out_shardings=totals_at),
@@ -132,43 +110,6 @@ def make_logprob_program(
 def _no_totals(trained: Params, names: tuple[str, ...]) -> Totals:
     gradients = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), trained)
     return Totals(gradients, {name: jnp.zeros((), jnp.float32) for name in names})
-
-
-def make_accumulate(
-    forward: Forward, unembed: Unembed, rl: RLConfig, lora_scale: float = 0.0
-) -> Callable[[Params, Params | None, Totals, MicroBatch], Totals]:
-    """See UpdatePrograms."""
-
-    def loss_of(trained: Params, frozen: Params | None, batch: MicroBatch) -> tuple[Array, Sums]:
-        params, mask = policy_weights(trained, frozen, lora_scale), batch.rows.mask
-        logp, entropy = row_logprobs(forward, unembed, params, batch.rows, remat=True)
-        old_logp = jax.lax.stop_gradient(logp) if batch.old_logp is None else batch.old_logp
-        loss, sums = policy_loss(
-            logp,
-            old_logp,
-            batch.ref_logp,
-            entropy,
-            batch.advantages,
-            mask,
-            batch.weights,
-            algorithm=rl.algorithm,
-            clip_eps=rl.clip_eps,
-            kl_coef=rl.kl_coef,
-            kl_estimator=rl.kl_estimator,
-            entropy_coef=rl.entropy_coef,
-        )
-        if batch.sampler_logp is not None:
-            gap = jnp.abs(old_logp - batch.sampler_logp)
-            sums["sampler_logp_gap"] = jax.lax.stop_gradient(jnp.sum(jnp.where(mask, gap, 0.0)))
-        return loss, sums
-
-    def accumulate(trained: Params, frozen: Params | None, totals: Totals, batch: MicroBatch) -> Totals:
-        with jax.named_scope("gradients"):
-            part = Totals(*jax.grad(loss_of, has_aux=True)(trained, frozen, batch))
-        with jax.named_scope("accumulate"):
-            return jax.tree.map(jnp.add, totals, part)
-
-    return accumulate
 
 
 def make_apply(optimizer: Optimizer) -> Callable[[TrainState, Totals], tuple[TrainState, Sums]]:

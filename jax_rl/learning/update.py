@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Float32
 
 from jax_rl.config.schema import RLConfig
+from jax_rl.learning.gradients import MicroBatch
 from jax_rl.learning.logprobs import Params
 from jax_rl.learning.losses import Sums, loss_weights
 from jax_rl.learning.optimizer import TrainState
 from jax_rl.learning.packing import BatchArray, Packing, make_micro_batches
-from jax_rl.learning.programs import PER_TOKEN, LogprobProgram, MicroBatch, UpdatePrograms, sum_names
+from jax_rl.learning.programs import PER_TOKEN, LogprobProgram, UpdatePrograms, sum_names
 from jax_rl.models.lora import policy_weights
 from jax_rl.parallel.arrays import to_devices
 from jax_rl.parallel.sharding import Layout

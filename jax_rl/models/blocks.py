@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_rl.models.layers import linear
 from jax_rl.models.params import Initializer, Params, ParamSpec
+from jax_rl.models.tables import Table
 
 # Constrains an activation's sharding by the logical names of its axes ("batch", "heads", "mlp", ..., None).
 Place = Callable[[Array, tuple[str | None, ...]], Array]
@@ -100,9 +101,9 @@ class LayerSpecs:
         }
 
 
-def unembed(params: Params) -> Float[Array, "V D"]:
-    """The matrix whose rows score the vocabulary."""
-    return params["lm_head"] if "lm_head" in params else params["embed"]
+def head_name(params: Params) -> str:
+    """The key of the matrix whose rows score the vocabulary."""
+    return "lm_head" if "lm_head" in params else "embed"
 
 
 def split_heads(x: Float[Array, "B T NH"], width: int) -> Float[Array, "B T N H"]:
@@ -125,8 +126,14 @@ def gated_mlp(
 
 
 def embed_tokens(params: Params, tokens: Int[Array, "B T"], place: Place) -> Float[Array, "B T D"]:
+    """[B, T] -> the tokens' rows of the table, which may have been looked up before."""
+    table = params["embed"]
+    return table.rows if isinstance(table, Table) else look_up(table, tokens, place)
+
+
+def look_up(table: Float[Array, "V D"], tokens: Int[Array, "B T"], place: Place) -> Float[Array, "B T D"]:
     """Whole rows are looked up: of a table that is cut along both dimensions XLA would first make a full copy."""
-    return place(place(params["embed"], ("vocab", None))[tokens], HIDDEN)
+    return place(place(table, ("vocab", None))[tokens], HIDDEN)
 
 
 def text_config(raw: dict[str, Any]) -> dict[str, Any]:

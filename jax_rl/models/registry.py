@@ -14,12 +14,13 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jax_rl.models import cache as kv_cache
 from jax_rl.models import gemma3, llama, qwen3_5
-from jax_rl.models.blocks import Place, keep, unembed
+from jax_rl.models.blocks import Place, head_name, keep
 from jax_rl.models.cache import Cache
 from jax_rl.models.errors import ModelError
 from jax_rl.models.lora import Adapted
 from jax_rl.models.params import Params, ParamSpec, Specs, init_params, read_held
 from jax_rl.models.stack import is_unrolled, unroll
+from jax_rl.models.tables import Table
 
 
 @dataclass(frozen=True)
@@ -121,16 +122,19 @@ class Model:
         """The parameters with every layer apart, for use inside a program with caches that are `unroll`ed too."""
         return unroll(self._read(params))
 
-    def unembed(self, params: Params) -> Float[Array, "V D"]:
+    def unembed(self, params: Params) -> Float[Array, "V D"] | Table:
         """The matrix whose rows score the vocabulary."""
-        return unembed(self._read(params))
+        params = self._read(params)
+        return params[head_name(params)]
 
     def _read(self, params: Params) -> Params:
         """Without the zeros that a mesh may hold parameters with."""
         if is_unrolled(params):
             return params  # as `unroll` has read them
 
-        def read(spec: ParamSpec, leaf: Array | Adapted) -> Any:
+        def read(spec: ParamSpec, leaf: Array | Adapted | Table) -> Any:
+            if isinstance(leaf, Table):
+                return leaf.read(spec)
             if isinstance(leaf, Adapted):
                 return replace(leaf, weight=read_held(spec, leaf.weight))
             return read_held(spec, leaf)

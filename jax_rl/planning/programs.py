@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import Sharding
 
 from jax_rl.config import Config, resolve_reference
+from jax_rl.learning.gradients import MicroBatch, Totals
 from jax_rl.learning.optimizer import abstract_train_state, make_optimizer
 from jax_rl.learning.packing import Rows
-from jax_rl.learning.programs import MicroBatch, Totals, make_logprob_program, make_programs, sum_names
+from jax_rl.learning.programs import make_logprob_program, make_programs, sum_names
 from jax_rl.learning.update import packing_of
 from jax_rl.models.lora import adapter_specs, policy_weights
 from jax_rl.models.params import Params, Specs, abstract_params

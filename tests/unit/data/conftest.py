@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets  # noqa: F401 - its log handler keeps the stderr of its first import: not one that a test captures
 import pytest
 
 

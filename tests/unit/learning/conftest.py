@@ -10,6 +10,7 @@ import pytest
 from jax_rl.config.schema import RLConfig
 from jax_rl.learning.packing import Packing
 from jax_rl.learning.update import UpdateBatch, batched_logprobs
+from jax_rl.models.blocks import embed_tokens, keep
 
 VOCAB, WIDTH, PROMPT, COMPLETION = 13, 6, 4, 5
 
@@ -18,7 +19,7 @@ def forward(params, tokens, positions, *, segments=None, remat):
     """Hidden states; like the real models it sees exactly the tokens whose position is between 0 and the query's."""
 
     def layer(params):
-        x = params["embed"][tokens]
+        x = embed_tokens(params, tokens, keep)
         visible = (positions[:, None, :] >= 0) & (positions[:, None, :] <= positions[:, :, None])
         if segments is not None:
             visible &= (segments[:, None, :] == segments[:, :, None]) | (segments[:, None, :] == 0)

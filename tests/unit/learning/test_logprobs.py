@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_rl.learning.logprobs import completion_logprobs, forward_logprobs
+from jax_rl.learning.logprobs import completion_logprobs, count_blocks, forward_logprobs
 
 
 def problem(batch=3, length=7, width=5, vocab=11, dtype=jnp.float32, scale=2.0):
@@ -40,10 +40,17 @@ def gradient_of(function):
     return jax.jit(jax.grad(weighted(function), argnums=(0, 1)))
 
 
-@pytest.mark.parametrize("tokens_per_chunk", [1, 6, 1000])
-def test_values_and_gradients_equal_those_of_full_logits(tokens_per_chunk):
-    inputs = problem()
-    chunked = partial(completion_logprobs, tokens_per_chunk=tokens_per_chunk)
+def in_blocks(blocks, inputs):
+    _, unembed, targets = inputs
+    at_once = unembed.shape[0] // blocks * targets.size
+    assert count_blocks(unembed.shape[0], targets.size, at_once) == blocks
+    return partial(completion_logprobs, logits_at_once=at_once)
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 12])
+def test_values_and_gradients_equal_those_of_full_logits(blocks):
+    inputs = problem(vocab=12)
+    chunked = in_blocks(blocks, inputs)
     got = jax.jit(chunked)(*inputs)
     for mine, right in zip(got, whole(*inputs), strict=True):
         np.testing.assert_allclose(mine, right, atol=2e-6)
@@ -62,7 +69,7 @@ def test_large_logits_stay_finite_and_exact():
 
 def test_bf16_weights_get_f32_results_and_gradients_as_good_as_bf16_allows():
     inputs = problem(batch=4, length=64, width=32, vocab=200, dtype=jnp.bfloat16, scale=0.3)
-    chunked = partial(completion_logprobs, tokens_per_chunk=16)
+    chunked = in_blocks(8, inputs)
     got = jax.jit(chunked)(*inputs)
     for mine, right in zip(got, whole(*inputs), strict=True):
         assert mine.dtype == jnp.float32
@@ -87,7 +94,7 @@ def gradient_temp_bytes(tokens, vocab, function):
 
 
 def test_the_gradient_never_holds_all_logits():
-    vocab, few, many = 4096, 512, 4096
+    vocab, few, many = 2**16, 512, 4096
     logits = many * vocab * 4
     assert gradient_temp_bytes(many, vocab, whole) > logits  # the measure sees them where they are
     small, large = (gradient_temp_bytes(tokens, vocab, completion_logprobs) for tokens in (few, many))

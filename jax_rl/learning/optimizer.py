@@ -28,7 +28,11 @@ class OptimizerState(NamedTuple):
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW behind a clip of the gradient's global norm."""
+    """AdamW behind a clip of the gradient's global norm.
+
+    A step is made in two halves, each a program of its own: new weights from the old moments, then new moments. Made
+    at once, the moments would be written while the weights' half may still read them, and XLA on CPU copies them first.
+    """
 
     transform: optax.GradientTransformation
 
@@ -37,15 +41,21 @@ class Optimizer:
         zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), params)
         return OptimizerState(self.transform.init(zeros), jax.tree.map(_no_low_bits, params))
 
-    def apply(self, gradients: Params, state: OptimizerState, params: Params) -> tuple[Params, OptimizerState]:
-        """One update from f32 gradients; returns the new weights in their own dtypes."""
-        master = jax.tree.map(_to_master, params, state.low_bits)
-        updates, moments = self.transform.update(gradients, state.optax, master)
+    def new_params(
+        self, gradients: Params, moments: optax.OptState, params: Params, low_bits: Params
+    ) -> tuple[Params, Params]:
+        """The weights after an update from f32 gradients, in their own dtypes, and their low bits."""
+        master = jax.tree.map(_to_master, params, low_bits)
+        updates, _ = self.transform.update(gradients, moments, master)
         master = optax.apply_updates(master, updates)
         leaves, structure = jax.tree.flatten(master)
         pairs = [_from_master(new, old.dtype) for new, old in zip(leaves, jax.tree.leaves(params), strict=True)]
         new_params, low_bits = (jax.tree.unflatten(structure, part) for part in zip(*pairs, strict=True))
-        return new_params, OptimizerState(moments, low_bits)
+        return new_params, low_bits
+
+    def new_moments(self, gradients: Params, moments: optax.OptState) -> optax.OptState:
+        """The moments after the same update."""
+        return self.transform.update(gradients, moments, gradients)[1]  # weights would only move the weights
 
 
 @jax.tree_util.register_dataclass
@@ -61,11 +71,11 @@ class TrainState:
 
 
 def make_optimizer(rl: RLConfig) -> Optimizer:
-    """optax: clip_by_global_norm(max_grad_norm), then adamw(lr, weight_decay) with its default betas and eps.
+    """A clip of the global norm at max_grad_norm, then optax's adamw(lr, weight_decay) with its default betas and eps.
 
     Weight decay leaves out vectors and everything with norm, bias or A_log in its name.
     """
-    clip = optax.clip_by_global_norm(rl.max_grad_norm)
+    clip = optax.stateless(lambda gradients, _: _clipped(gradients, rl.max_grad_norm))
     return Optimizer(optax.chain(clip, optax.adamw(rl.lr, weight_decay=rl.weight_decay, mask=_decay_mask)))
 
 
@@ -108,6 +118,12 @@ def abstract_train_state(params: Params, optimizer: Optimizer, elsewhere: Shardi
     )
     counters: list[Any] = [jax.ShapeDtypeStruct((), jnp.int32, sharding=elsewhere) for _ in range(3)]
     return TrainState(params, OptimizerState(moments, low_bits), *counters)
+
+
+def _clipped(gradients: Params, limit: float) -> Params:
+    """optax.clip_by_global_norm, as a product with one number: XLA keeps a copy of what a division makes."""
+    factor = jnp.minimum(1.0, limit / optax.tree.norm(gradients))
+    return jax.tree.map(lambda gradient: gradient * factor, gradients)
 
 
 def _decay_mask(params: Params) -> Params:

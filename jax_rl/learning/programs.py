@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float32
 
 from jax_rl.config.schema import RLConfig
 from jax_rl.learning.gradients import Accumulate, Totals, make_accumulate
 from jax_rl.learning.logprobs import Forward, Params, Unembed, row_logprobs
-from jax_rl.learning.losses import Sums
 from jax_rl.learning.optimizer import Optimizer, TrainState
+from jax_rl.learning.optimizer_step import OptimizerStep, make_step
 from jax_rl.learning.packing import Rows
 from jax_rl.models.blocks import keep
 from jax_rl.parallel.sharding import Layout
@@ -38,16 +37,14 @@ class UpdatePrograms:
 
     start(trained, names of the sums) -> Totals of nothing.
     accumulate(trained, frozen, totals, micro_batch) -> Totals; gradients add up in f32, and `totals` is donated.
-    apply(state, totals) -> (state, stats): one optimizer step; the state is donated. A non-finite loss or gradient
-    leaves params, moments and step as they are, bit for bit, and is counted. Stats: the sums of `policy_loss`,
-    `grad_norm` before the clip, `skipped` (0 or 1).
+    step(state, totals) -> (state, stats): one optimizer step.
 
     `trained`, the state's params, is all weights (`frozen` is None), or the adapters of the weights in `frozen`.
     """
 
     start: Callable[[Params, tuple[str, ...]], Totals]
     accumulate: Accumulate
-    apply: Callable[[TrainState, Totals], tuple[TrainState, Sums]]
+    step: OptimizerStep
     logprobs: LogprobProgram
     max_new_tokens: int
     lora_scale: float = 0.0
@@ -72,16 +69,15 @@ def make_programs(
     shares_prompts: whether `forward` reads packed groups; recurrent families do not.
     """
     if layout is None:
-        totals_at, applied_at = None, None
+        totals_at = None
     else:
         assert shardings is not None
         totals_at = Totals(shardings.params, layout.replicated)
-        applied_at = (shardings, layout.replicated)
     accumulate = make_accumulate(forward, unembed, rl, lora_scale, layout or keep)
     return UpdatePrograms(
         start=jax.jit(_no_totals, static_argnums=1, out_shardings=totals_at),
         accumulate=jax.jit(accumulate, donate_argnums=2, out_shardings=totals_at),
-        apply=jax.jit(make_apply(optimizer), donate_argnums=0, out_shardings=applied_at),
+        step=make_step(optimizer, layout, shardings),
         logprobs=make_logprob_program(forward, unembed, layout, shares_prompts),
         max_new_tokens=max_new_tokens,
         lora_scale=lora_scale,
@@ -110,25 +106,6 @@ def make_logprob_program(
 def _no_totals(trained: Params, names: tuple[str, ...]) -> Totals:
     gradients = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), trained)
     return Totals(gradients, {name: jnp.zeros((), jnp.float32) for name in names})
-
-
-def make_apply(optimizer: Optimizer) -> Callable[[TrainState, Totals], tuple[TrainState, Sums]]:
-    """See UpdatePrograms."""
-
-    @jax.named_scope("optimizer_step")
-    def apply(state: TrainState, totals: Totals) -> tuple[TrainState, Sums]:
-        grad_norm = optax.tree.norm(totals.gradients)
-        good = jnp.isfinite(totals.sums["loss"]) & jnp.isfinite(grad_norm)
-        params, opt_state = optimizer.apply(totals.gradients, state.opt_state, state.params)
-        old = (state.params, state.opt_state, state.step)
-        new = (params, opt_state, state.step + 1)
-        params, opt_state, count = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
-        bad = jnp.logical_not(good).astype(jnp.int32)
-        in_row = jnp.where(good, 0, state.skipped_in_row + 1)
-        new_state = TrainState(params, opt_state, count, in_row, state.skipped_total + bad)
-        return new_state, totals.sums | {"grad_norm": grad_norm, "skipped": bad}
-
-    return apply
 
 
 def sum_names(with_reference: bool, with_sampler: bool) -> tuple[str, ...]:

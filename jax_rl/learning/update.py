@@ -72,7 +72,7 @@ def run_update(
         totals = programs.start(state.params, names)
         for micro_batch in micro_batches:
             totals = programs.accumulate(state.params, frozen, totals, _place_rows(micro_batch, programs.layout))
-        state, stats = programs.apply(state, totals)
+        state, stats = programs.step(state, totals)
         done.append(stats)
         if int(state.skipped_in_row) >= rl.max_skipped_steps:
             break

@@ -11,7 +11,11 @@ from jax_rl.planning.work import EVALUATION, Work
 
 GIB = 2**30
 GENERATION = ("prefill", "grow", "decode")
-UPDATE = {"accumulate": ("parameters", "gradients"), "apply": ("parameters", "optimizer", "gradients")}  # what is held
+UPDATE = {  # the programs of an optimizer step, and what they are given of what lives anyway
+    "accumulate": ("parameters", "gradients"),
+    "step_weights": ("parameters", "optimizer", "gradients"),
+    "step_moments": ("optimizer", "gradients"),
+}
 LARGEST_POOL = 0.92  # leaves a GPU room for CUDA's context and NCCL's buffers
 
 
@@ -123,7 +127,7 @@ def _knobs(cfg: Config, usable: int, phase: Phase, residents: Residents, work: W
             )
         if residents.rollout_copy and room <= 0:
             lines.append("more devices along tensor in model.rollout_mesh make the second copy of the weights smaller")
-    elif phase.name != "apply":
+    elif phase.name in ("reference", "accumulate"):
         now, multiple = work.micro_rows, rows[phase.devices]
         if cfg.rl.micro_batch_tokens:
             now, multiple = cfg.rl.micro_batch_tokens, multiple * columns(work.length)

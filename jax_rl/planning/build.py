@@ -120,7 +120,7 @@ def place_on(cfg: Config, target: Target) -> tuple[Placement, tuple[str, ...]]:
 def _residents(
     cfg: Config, builder: Builder, layouts: Layouts, programs: dict[str, Program], shared: bool
 ) -> Residents:
-    accumulate, apply = programs["accumulate"].bytes_per_device, programs["apply"].bytes_per_device
+    accumulate, step = programs["accumulate"].bytes_per_device, programs["step_weights"].bytes_per_device
     copied = not hold_alike(builder.trained_specs, layouts.policy, layouts.rollout)
     copy = bytes_per_device(builder.trained_specs, layouts.rollout, builder.trained_dtype) if copied else 0
     frozen, trained = 0, bytes_per_device(builder.trained_specs, layouts.policy, builder.trained_dtype)
@@ -130,4 +130,4 @@ def _residents(
             frozen += bytes_per_device(builder.model.specs, layouts.rollout, builder.dtype)
     own = bool(cfg.rl.kl_coef) and resolve_reference(cfg) != "lora_base"
     reference = programs["reference"].bytes_per_device["parameters"] if own and shared else 0
-    return Residents(trained + apply["optimizer"], frozen, reference, copy, gradient=trained)
+    return Residents(trained + step["optimizer"], frozen, reference, copy, gradient=trained)

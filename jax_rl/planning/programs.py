@@ -11,6 +11,7 @@ from jax.sharding import Sharding
 from jax_rl.config import Config, resolve_reference
 from jax_rl.learning.gradients import MicroBatch, Totals
 from jax_rl.learning.optimizer import abstract_train_state, make_optimizer
+from jax_rl.learning.optimizer_step import split_state
 from jax_rl.learning.packing import Rows
 from jax_rl.learning.programs import make_logprob_program, make_programs, sum_names
 from jax_rl.learning.update import packing_of
@@ -127,7 +128,7 @@ class Builder:
         return [compile_program("reference", layout, lower, given, calls * flops, calls * parts.count)[0]]
 
     def train(self) -> list[Program]:
-        """The two programs of an optimizer step: one adds a micro-batch's gradient to the sums, one makes the step."""
+        """The programs of an optimizer step: one adds a micro-batch's gradient to the sums, two make the step."""
         work, layout, rl = self.work, self.layouts.policy, self.cfg.rl
         model, optimizer = replace(self.model, place=layout), make_optimizer(rl)
         trained, frozen = self.trained(layout), self.frozen(layout)
@@ -160,17 +161,16 @@ class Builder:
         calls = work.steps * micro.count
         accumulate, _ = compile_program("accumulate", layout, lower, parts, flops * work.steps, calls)
 
-        counters = (state.step, state.skipped_in_row, state.skipped_total)
-        parts = {
-            "parameters": trained,
-            "optimizer": state.opt_state,
-            "gradients": totals.gradients,
-            "inputs": (sums, counters),
-        }
-        apply, _ = compile_program(
-            "apply", layout, partial(_lower, programs.apply, state, totals), parts, 0, work.steps
-        )
-        return [accumulate, apply]
+        held, moments, counters = split_state(state)
+        parts = {"parameters": trained, "optimizer": state.opt_state, "gradients": totals.gradients}
+        parts |= {"inputs": sums["loss"]}  # all that it reads of them
+        lower = partial(_lower, programs.step.weights, held, moments, totals)
+        weights, _ = compile_program("step_weights", layout, lower, parts, 0, work.steps)
+
+        finite = jax.ShapeDtypeStruct((), jnp.bool_, sharding=layout.replicated)
+        parts = {"optimizer": moments, "gradients": totals.gradients, "inputs": (sums, counters, finite)}
+        lower = partial(_lower, programs.step.moments, (moments, counters), totals, finite)
+        return [accumulate, weights, compile_program("step_moments", layout, lower, parts, 0, work.steps)[0]]
 
     def _rows(self, micro: Cut, layout: Layout) -> Rows:
         def array(columns: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:

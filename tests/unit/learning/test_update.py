@@ -135,7 +135,7 @@ def one_step(programs, state, data, rl):
     """An optimizer step of all rows in one micro-batch."""
     (micro_batch,) = make_step_batches(data, Packing(len(data.mask), 0, False), rl, programs.max_new_tokens)
     totals = programs.start(state.params, sum_names(data.ref_logp is not None, data.sampler_logp is not None))
-    return programs.apply(state, programs.accumulate(state.params, None, totals, micro_batch))
+    return programs.step(state, programs.accumulate(state.params, None, totals, micro_batch))
 
 
 def flat_bytes(tree):

@@ -38,7 +38,8 @@ def programs():
         program("decode", 1, parameters=10, kv_cache=4),
         program("reference", 2, parameters=5),
         program("accumulate", 13, parameters=5, gradients=6),  # 3 of the 13 are a micro-batch's gradient
-        program("apply", 1, parameters=5, optimizer=15, gradients=6),
+        program("step_weights", 1, parameters=5, optimizer=15, gradients=6),
+        program("step_moments", 2, optimizer=14, gradients=6),
     ]
     return {p.name: p for p in made}
 
@@ -53,7 +54,8 @@ def test_generation_holds_the_state_the_reference_and_the_second_copy(programs):
         "decode": (35, 5),
         "reference": (35, 2),
         "accumulate": (25 + 6 + 3, 10),
-        "apply": (25 + 6, 1),
+        "step_weights": (25 + 6, 1),
+        "step_moments": (25 + 6, 2),
     }
 
 
@@ -108,13 +110,20 @@ def test_a_gpu_s_pool_is_named_where_it_is_enough(programs):
 def test_seconds_are_the_slower_of_products_and_bytes(programs):
     fast_memory, slow_memory = Chip("tpu", GIB, 1e14, 1e15), Chip("tpu", GIB, 1e20, float(GIB))
     assert least_seconds(programs["accumulate"], fast_memory, WORK) == pytest.approx(10**15 / 4 / 1e14)
-    assert least_seconds(programs["apply"], slow_memory, WORK) == pytest.approx(5 + 6 + 2 * 15)
+    assert least_seconds(programs["step_weights"], slow_memory, WORK) == pytest.approx(5 + 6 + 2 * 15)
     assert least_seconds(programs["decode"], slow_memory, WORK) == pytest.approx(64 * (10 + 0.75 * 4))
-    assert least_seconds(programs["apply"], Chip("cpu", GIB), WORK) is None
+    assert least_seconds(programs["step_weights"], Chip("cpu", GIB), WORK) is None
 
 
 def test_a_reference_of_its_own_works_while_the_policy_generates():
-    seconds = {"prefill": 1.0, "decode": 4.0, "reference": 3.0, "accumulate": 1.5, "apply": 0.5}
+    seconds = {
+        "prefill": 1.0,
+        "decode": 4.0,
+        "reference": 3.0,
+        "accumulate": 1.5,
+        "step_weights": 0.25,
+        "step_moments": 0.25,
+    }
     assert least_update_seconds(seconds, shared_reference=True) == 10
     assert least_update_seconds(seconds, shared_reference=False) == 7
-    assert least_update_seconds(seconds | {"apply": None}, shared_reference=True) is None
+    assert least_update_seconds(seconds | {"step_weights": None}, shared_reference=True) is None

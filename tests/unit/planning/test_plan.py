@@ -49,12 +49,13 @@ def test_the_json_has_every_key(planned):
         "decode",
         "reference",
         "accumulate",
-        "apply",
+        "step_weights",
+        "step_moments",
     ]
     for program in planned["programs"]:
         assert program.keys() >= KEYS
         assert program["devices"] == 8 and program["refused"] is None
-        assert (program["flops"] > 0) == (program["name"] != "apply")
+        assert (program["flops"] > 0) == (not program["name"].startswith("step"))
         assert program["peak_bytes"] >= sum(program["bytes_per_device"].values())
     assert planned["flops_per_update"] == sum(program["flops"] for program in planned["programs"])
 
@@ -80,7 +81,7 @@ def test_fsdp_divides_matrices_and_gathers_them(planned):
 
 def test_bytes_are_those_of_real_arrays(on_this_machine):
     cfg, model, made = on_this_machine
-    train = next(program for program in made.programs if program.name == "apply")
+    train = next(program for program in made.programs if program.name == "step_weights")
     state = init_train_state(model.init(jax.random.key(0), cfg.misc.dtype), make_optimizer(cfg.rl))
     decode = next(program for program in made.programs if program.name == "decode")
     cache = model.init_cache(16, bucket(16 + 8 - 1), cfg.misc.dtype)

@@ -74,8 +74,10 @@ def make_accumulate(
         def loss(adapters: Params) -> tuple[Array, Sums]:
             return loss_of(policy_weights(adapters, frozen, lora_scale), batch)
 
-        gradients, sums = jax.grad(loss, has_aux=True)(adapters)
-        return jax.tree.map(jnp.add, total, gradients), sums
+        with jax.named_scope("gradients"):
+            gradients, sums = jax.grad(loss, has_aux=True)(adapters)
+        with jax.named_scope("accumulate"):
+            return jax.tree.map(jnp.add, total, gradients), sums
 
     def of_weights(params: Params, total: Params, batch: MicroBatch) -> tuple[Params, Sums]:
         """The tables' gradients are added in place."""
@@ -88,13 +90,16 @@ def make_accumulate(
             return loss_of(body | tables, batch)
 
         rows = look_up(params["embed"], tokens, place)
-        gradients, sums = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(body, rows, total[head])
-        of_body, of_rows, with_head = gradients
-        total = total | {name: jax.tree.map(jnp.add, total[name], of_body[name]) for name in body} | {head: with_head}
-        of_rows = place(of_rows.astype(jnp.float32), (None, None, None))
-        return total | {"embed": total["embed"].at[tokens].add(of_rows)}, sums
+        with jax.named_scope("gradients"):
+            gradients, sums = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(body, rows, total[head])
+        with jax.named_scope("accumulate"):
+            of_body, of_rows, with_head = gradients
+            added = {name: jax.tree.map(jnp.add, total[name], leaf) for name, leaf in of_body.items()}
+            tables = {"embed": total["embed"]} | {head: with_head}
+            of_rows = place(of_rows.astype(jnp.float32), (None, None, None))
+            tables["embed"] = tables["embed"].at[tokens].add(of_rows)
+            return added | tables, sums
 
-    @jax.named_scope("gradients")
     def accumulate(trained: Params, frozen: Params | None, totals: Totals, batch: MicroBatch) -> Totals:
         if frozen is None:
             gradients, sums = of_weights(trained, totals.gradients, batch)

@@ -1,12 +1,20 @@
 """What the attention layers of one forward pass share: who sees whom, and where new keys and values go."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_rl.models.cache import KV, Cache, advance, read_kv, ring_positions, write_kv
-from jax_rl.models.layers import attention, causal_attention, visible
+from jax_rl.models.layers import attend_part, attention, causal_attention, merge_parts, visible
+
+
+class Mask(NamedTuple):
+    """Who sees whom in one kind of layer."""
+
+    own: Bool[Array, "B T S"]  # each other, or what a row's cache holds
+    prompt: Bool[Array, "N G P"] | None = None  # of the prompts that rows share (`sharing.Prompts.mask`)
 
 
 @dataclass(frozen=True)
@@ -32,17 +40,20 @@ class Attend:
         taken = advance(cache, positions)
         return cls(positions, None, cache.length, taken if positions.shape[1] == 1 else None), taken
 
-    def mask(self, window: int | None = None) -> Bool[Array, "B T S"]:
+    def mask(self, window: int | None = None) -> Mask:
         """Who sees whom in layers of that window."""
-        keys = self.positions if self.seen is None else ring_positions(self.seen, window)
-        return visible(self.positions, keys, window, self.segments, self.segments)
+        if self.seen is None:
+            return Mask(visible(self.positions, self.positions, window, self.segments, self.segments))
+        own = visible(self.positions, ring_positions(self.seen.positions, self.seen.length, window), window)
+        prompts = self.seen.prompts
+        return Mask(own, None if prompts is None else prompts.mask(self.positions, window))
 
     def __call__(
         self,
         q: Float[Array, "B T N H"],
         k: Float[Array, "B T K H"],
         v: Float[Array, "B T K H"],
-        mask: Bool[Array, "B T S"],
+        mask: Mask,
         scale: float,
         kv: KV | None,
         row: Int[Array, ""] | None,
@@ -53,9 +64,13 @@ class Attend:
             assert self.slot is not None  # a cache was handed to `begin`
             kv = write_kv(kv, row, self.slot, k, v)
         if self.seen is None:
-            out = causal_attention(q, keys, values, mask, scale)
+            out = causal_attention(q, keys, values, mask.own, scale)
         else:
             assert kv is not None  # it is what the token sees
-            keys, values = read_kv(kv, row)
-            out = attention(q, keys.astype(q.dtype), values.astype(q.dtype), mask, scale)
+            keys, values = (memory.astype(q.dtype) for memory in read_kv(kv, row))
+            if mask.prompt is None:
+                out = attention(q, keys, values, mask.own, scale)
+            else:
+                own = attend_part(q, keys, values, mask.own, scale)
+                out = merge_parts(own, self.seen.prompts.attend(q, kv, row, mask.prompt, scale), q.dtype)
         return out.reshape(*out.shape[:2], -1), kv

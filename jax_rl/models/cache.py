@@ -29,11 +29,13 @@ class KV:
     Attributes:
         k, v: [B, K, R, H]; R is the cache's slots, or the window if that is less.
         window: how many tokens back the layer sees; None: all.
+        prompt: of the prompts that the rows continue, [N, K, R, H], where rows share them (`sharing.py`).
     """
 
     k: Any  # any leaf, as this is a pytree
     v: Any
     window: int | None = field(default=None, metadata={"static": True})
+    prompt: "KV | None" = None
 
     def map(self, fn: Callable[[Array], Array]) -> "KV":
         return replace(self, k=fn(self.k), v=fn(self.v))
@@ -50,11 +52,13 @@ class Cache:
         positions: [B, S], the position of the token in each slot, -1 where there is none.
         length: how many slots are written; the next token goes there, in every row. A write past the last slot
             would overwrite it: whoever decodes keeps `length < S` (`grow_cache`).
+        prompts: a `sharing.Prompts`, where the slots hold what rows have read after prompts that they share.
     """
 
     layers: dict[str, Any]
     positions: Any  # Int[Array, "B S"]; any leaf, as this is a pytree: shapes before there are values, axes for vmap
     length: Any  # Int[Array, ""]
+    prompts: Any = None
 
     @property
     def slots(self) -> int:
@@ -90,13 +94,13 @@ def advance(cache: Cache, positions: Int[Array, "B T"]) -> Cache:
     return replace(cache, positions=written, length=cache.length + count)
 
 
-def ring_positions(cache: Cache, window: int | None) -> Int[Array, "B R"]:
+def ring_positions(positions: Int[Array, "B S"], length: Int[Array, ""], window: int | None) -> Int[Array, "B R"]:
     """The position of the token in each slot of the layers of that window, -1 where there is none."""
-    size, newest = ring_size(cache.slots, window), cache.length - 1
-    if size == cache.slots:
-        return cache.positions
+    size, newest = ring_size(positions.shape[1], window), length - 1
+    if size == positions.shape[1]:
+        return positions
     token = newest - (newest - jnp.arange(size)) % size  # the last one that was written to each slot
-    return jnp.where(token >= 0, cache.positions[:, jnp.maximum(token, 0)], -1)
+    return jnp.where(token >= 0, positions[:, jnp.maximum(token, 0)], -1)
 
 
 def write_kv(
@@ -150,29 +154,28 @@ def write_state(state: dict[str, Array], row: Int[Array, ""] | None, new: dict[s
     return jax.tree.map(lambda old, leaf: lax.dynamic_update_index_in_dim(old, leaf, row, 0), state, new)
 
 
-def _batch_axis(path: tuple) -> int:
-    return 1 if path[0].key == "blocks" else 0
+def map_layers(layers: dict[str, Any], fn: Callable[[Any, int], Any]) -> dict[str, Any]:
+    """Applies `fn(KV or array of a recurrent state, batch axis)` to what the layers remember."""
 
+    def call(path: tuple, memory: Any) -> Any:
+        return fn(memory, 1 if path[0].key == "blocks" else 0)
 
-def map_cache_rows(cache: Cache, fn: Callable[[Array, int], Array]) -> Cache:
-    """Applies `fn(array, batch axis)` to everything that has rows: repeat each G times, gather the live ones, ..."""
-    layers = jax.tree_util.tree_map_with_path(lambda path, leaf: fn(leaf, _batch_axis(path)), cache.layers)
-    return replace(cache, layers=layers, positions=fn(cache.positions, 0))
+    return jax.tree_util.tree_map_with_path(call, layers, is_leaf=_is_kv)
 
 
 def place_cache(cache: Cache, place: Callable[[Array, tuple[str | None, ...]], Array]) -> Cache:
     """Constrains the sharding of what the layers remember: rows, and the heads of keys and values."""
 
-    def put(path: tuple, memory: Any) -> Any:
+    def put(memory: Any, axis: int) -> Any:
         def place_rows(leaf: Array, inner: tuple[str, ...]) -> Array:
-            axes = (None,) * _batch_axis(path) + inner
+            axes = (None,) * axis + inner
             return place(leaf, axes + (None,) * (leaf.ndim - len(axes)))
 
         if isinstance(memory, KV):
-            return memory.map(lambda leaf: place_rows(leaf, ("batch", "kv_heads")))
+            return jax.tree.map(lambda leaf: place_rows(leaf, ("batch", "kv_heads")), memory)
         return place_rows(memory, ("batch",))
 
-    return replace(cache, layers=jax.tree_util.tree_map_with_path(put, cache.layers, is_leaf=_is_kv))
+    return replace(cache, layers=map_layers(cache.layers, put))
 
 
 def grow_cache(cache: Cache, slots: int) -> Cache:

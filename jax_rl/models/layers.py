@@ -5,11 +5,13 @@ B rows, T queries, S keys, D hidden width, N query heads, K key/value heads, H h
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_rl.models.errors import ModelError
@@ -158,6 +160,45 @@ def attention(
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.einsum("bkgts,bksh->bkgth", weights, v)
     return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+class Part(NamedTuple):
+    """Attention over some of a query's keys: sums of e^(score - largest), all float32."""
+
+    out: Float[Array, "B T N H"]  # of the values
+    weight: Float[Array, "B T N"]
+    largest: Float[Array, "B T N"]
+
+
+def attend_part(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    mask: Bool[Array, "B T S"],
+    scale: float,
+) -> Part:
+    """`attention` over some of the keys, to be merged with the rest. What sees none of them weighs nothing then."""
+    batch, length, heads, width = q.shape
+    grouped = q.reshape(batch, length, k.shape[1], heads // k.shape[1], width).transpose(0, 2, 3, 1, 4)
+    scores = jnp.einsum("bkgth,bksh->bkgts", grouped, k, preferred_element_type=F32) * scale
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(F32).min)
+    largest = jnp.max(scores, axis=-1)
+    weights = jnp.exp(scores - largest[..., None])
+    out = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=F32)
+
+    def by_query(x: Array) -> Array:
+        return jnp.moveaxis(x, 3, 1).reshape(batch, length, heads, *x.shape[4:])
+
+    return Part(by_query(out), by_query(jnp.sum(weights, axis=-1)), by_query(largest))
+
+
+def merge_parts(a: Part, b: Part, dtype: DTypeLike) -> Float[Array, "B T N H"]:
+    """Attention over the keys of both parts, as one softmax over all of them gives."""
+    largest = jnp.maximum(a.largest, b.largest)
+    a_scale, b_scale = jnp.exp(a.largest - largest), jnp.exp(b.largest - largest)
+    weight = a_scale * a.weight + b_scale * b.weight
+    out = a_scale[..., None] * a.out + b_scale[..., None] * b.out
+    return (out / weight[..., None]).astype(dtype)
 
 
 def causal_attention(

@@ -13,12 +13,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
 from jax_rl.models import cache as kv_cache
-from jax_rl.models import gemma3, llama, qwen3_5
+from jax_rl.models import gemma3, llama, qwen3_5, sharing
 from jax_rl.models.blocks import Place, head_name, keep
 from jax_rl.models.cache import Cache
 from jax_rl.models.errors import ModelError
 from jax_rl.models.lora import Adapted
 from jax_rl.models.params import Params, ParamSpec, Specs, init_params, read_held
+from jax_rl.models.sharing import Places
 from jax_rl.models.stack import is_unrolled, unroll
 from jax_rl.models.tables import Table
 
@@ -146,9 +147,15 @@ class Model:
         """In float32. For a few rows: [B, T, V] of a training batch must never exist."""
         return jnp.einsum("...d,vd->...v", hidden, self.unembed(params), preferred_element_type=jnp.float32)
 
-    def map_cache_rows(self, cache: Cache, fn: Callable[[Array, int], Array]) -> Cache:
-        """Applies `fn(array, batch axis)` to everything that has rows: repeat each G times, gather the live ones."""
-        return kv_cache.place_cache(kv_cache.map_cache_rows(cache, fn), self.place)
+    def share_prompts(self, cache: Cache, places: Places, slots: int) -> Cache:
+        """From a cache that prompts have filled to one of empty slots for the rows that continue them."""
+        return kv_cache.place_cache(sharing.share_prompts(cache, places, slots), self.place)
+
+    def keep_rows(
+        self, cache: Cache, rows: Int[Array, " kept"], prompts: Int[Array, " kept_prompts"], places: Places
+    ) -> Cache:
+        """Of such a cache some rows and some prompts alone; `places`: of those."""
+        return kv_cache.place_cache(sharing.keep_rows(cache, rows, prompts, places), self.place)
 
     def grow_cache(self, cache: Cache, slots: int) -> Cache:
         """The same cache with room for more tokens."""

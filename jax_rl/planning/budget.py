@@ -177,7 +177,8 @@ def least_seconds(program: Program, chip: Chip, work: Work) -> float | None:
     moved: float = sum(sizes.get(part, 0) for part in ("parameters", "kv_cache", "gradients"))
     moved += 2 * sizes.get("optimizer", 0)
     if program.name == "decode":
-        filled = (work.prompt_len + work.new_tokens / 2) / work.length
+        new_tokens = work.group * work.new_tokens  # to one prompt
+        filled = (work.prompt_len + new_tokens / 2) / (work.prompt_len + new_tokens)
         moved = work.new_tokens * (sizes["parameters"] + filled * sizes["kv_cache"])
     return max(program.flops / program.devices / chip.peak_flops, program.calls * moved / chip.bandwidth)
 

@@ -18,6 +18,7 @@ from jax_rl.learning.update import packing_of
 from jax_rl.models.lora import adapter_specs, policy_weights
 from jax_rl.models.params import Params, Specs, abstract_params
 from jax_rl.models.registry import Model
+from jax_rl.models.sharing import Places
 from jax_rl.parallel.layouts import Layouts
 from jax_rl.parallel.sharding import Layout
 from jax_rl.planning.compiled import Program, compile_program, name_part, tree_bytes
@@ -71,9 +72,11 @@ class Builder:
         def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.replicated)
 
-        tokens = array(layout.fill(batch.prompts), work.prompt_len)
+        prompts = layout.fill(batch.prompts)
+        places = Places(array(batch.rows), array(batch.rows), array(prompts, batch.rows // prompts))
+        tokens = array(prompts, work.prompt_len)
         keys = array(batch.rows, dtype=jax.eval_shape(jax.random.key, 0).dtype)
-        inputs = (tokens, tokens, keys, array(batch.rows, dtype=jnp.bool_), None)
+        inputs = (tokens, tokens, keys, array(batch.rows, dtype=jnp.bool_), None, places)
         sizes = work.cache_sizes
         run = jax.jit(programs.prefill, static_argnames=("slots", "sampling"))
         lower = partial(run.lower, params, *inputs, slots=sizes[0], sampling=sampling)
@@ -91,8 +94,8 @@ class Builder:
         made = [name_part(prefill, kv_cache=tree_bytes(state(sizes[0]).cache))]
         if len(sizes) > 1:
             before = state(sizes[-2])
-            run = jax.jit(programs.reshape, static_argnames="slots")
-            lower = partial(run.lower, before, None, slots=sizes[-1])
+            run = jax.jit(programs.grow, static_argnames="slots")
+            lower = partial(run.lower, before, slots=sizes[-1])
             parts = {"parameters": (), "kv_cache": before.cache, "inputs": _without_cache(before)}
             grow, compiled = compile_program(prefix + "grow", layout, lower, parts, 0, batch.calls * (len(sizes) - 1))
             made.append(grow)

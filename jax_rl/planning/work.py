@@ -43,10 +43,10 @@ class Work:
 
     @property
     def cache_sizes(self) -> list[int]:
-        """Slots of the cache, from the prompt's to the longest completion's."""
-        sizes = [cache_slots(self.prompt_len, 0, self.new_tokens)]
-        while sizes[-1] < self.length - 1:
-            sizes.append(cache_slots(self.prompt_len, sizes[-1] - self.prompt_len + 1, self.new_tokens))
+        """Slots of the cache beside the prompts, from a completion's first tokens to the longest one's."""
+        sizes = [cache_slots(0, self.new_tokens)]
+        while sizes[-1] < self.new_tokens - 1:
+            sizes.append(cache_slots(sizes[-1] + 1, self.new_tokens))
         return sizes
 
 

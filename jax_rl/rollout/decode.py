@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from jax_rl.models.cache import Cache
 from jax_rl.models.params import Params
 from jax_rl.models.registry import Model
+from jax_rl.models.sharing import Places
 from jax_rl.models.stack import stack_again, unroll
 from jax_rl.rollout.sampling import SamplingParams, sample_tokens
 
@@ -63,11 +64,12 @@ class DecodePrograms:
         keys: Key[Array, " R"],
         done: Bool[Array, " R"],
         forced_lengths: Int[Array, " R"] | None,
+        places: Places,
         *,
         slots: int,
         sampling: SamplingParams,
     ) -> DecodeState:
-        """Runs each prompt once, hands its cache to all of its R / N rows and samples their first tokens."""
+        """Runs each prompt once and samples the first tokens of its R / N rows, which read its cache from then on."""
         rows = keys.shape[0]
         cache = self.model.init_cache(tokens.shape[0], tokens.shape[1], self.cache_dtype)
         hidden, filled = self.model.forward(params, tokens, positions, cache=cache)
@@ -83,7 +85,7 @@ class DecodePrograms:
 
         state = DecodeState(
             step=jnp.int32(0),
-            cache=self.model.grow_cache(self.model.map_cache_rows(filled, share), slots),
+            cache=self.model.share_prompts(filled, places, slots),
             keys=keys,
             prompt_lens=share(positions.max(axis=1) + 1),
             lengths=jnp.zeros(rows, jnp.int32),
@@ -125,16 +127,27 @@ class DecodePrograms:
         return state._replace(cache=replace(state.cache, layers=stack_again(state.cache.layers)))
 
     @jax.named_scope("resize")
-    def reshape(self, state: DecodeState, rows: Int[Array, " kept"] | None, *, slots: int) -> DecodeState:
-        """The state of `rows` alone (None: of all, nothing is gathered), with a cache of `slots` slots."""
-        if rows is None:
-            return state._replace(cache=self.model.grow_cache(state.cache, slots))
+    def grow(self, state: DecodeState, *, slots: int) -> DecodeState:
+        """The state with a cache of `slots` slots."""
+        return state._replace(cache=self.model.grow_cache(state.cache, slots))
+
+    @jax.named_scope("resize")
+    def keep(
+        self,
+        state: DecodeState,
+        rows: Int[Array, " kept"],
+        prompts: Int[Array, " kept_prompts"],
+        places: Places,
+        *,
+        slots: int,
+    ) -> DecodeState:
+        """The state of these rows and prompts alone, with a cache of `slots` slots."""
 
         def take(array: Array, axis: int = 0) -> Array:
             return jnp.take(array, rows, axis=axis)
 
         per_row = {name: value for name, value in state._asdict().items() if name not in ("step", "cache")}
-        cache = self.model.grow_cache(self.model.map_cache_rows(state.cache, take), slots)
+        cache = self.model.grow_cache(self.model.keep_rows(state.cache, rows, prompts, places), slots)
         return DecodeState(step=state.step, cache=cache, **jax.tree.map(take, per_row))
 
     @jax.named_scope("sample")

@@ -1,9 +1,9 @@
 """Token ids in, token ids out. The engine knows nothing of texts.
 
-Each prompt is run once, for all of its samples. Then all samples are decoded together, and the shapes follow what is
-left to do: when half of the rows have ended the others are gathered into half as many, and when the cache is full it
-grows. A decode program runs on the device until one of the two is due; only then does the host look. Every shape comes
-from a small set and is compiled once.
+Each prompt is run once, and all of its samples read the one copy of its keys and values. They are decoded together, and
+the shapes follow what is left to do: when half of the rows have ended the others are gathered into half as many, and
+when the cache of what they have sampled is full it grows. A decode program runs on the device until one of the two is
+due; only then does the host look. Every shape comes from a small set and is compiled once.
 
 What is sampled depends on none of this: see `sampling`.
 """
@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from jax_rl.models.params import Params
 from jax_rl.models.registry import Model
+from jax_rl.models.sharing import Places
 from jax_rl.parallel.arrays import to_host
 from jax_rl.parallel.row_counts import round_up, row_bucket
 from jax_rl.rollout.decode import DecodePrograms, DecodeState
@@ -73,7 +74,8 @@ class RolloutEngine:
         programs = DecodePrograms(model, max_new_tokens, self.eos_ids, pad_id, cache_dtype, unroll=on_cpu)
         self._prefill = jax.jit(programs.prefill, static_argnames=("slots", "sampling"))
         self._decode = jax.jit(programs.decode, static_argnames="sampling", donate_argnames="state")
-        self._reshape = jax.jit(programs.reshape, static_argnames="slots")
+        self._grow = jax.jit(programs.grow, static_argnames="slots")
+        self._keep = jax.jit(programs.keep, static_argnames="slots")
         self._announced: set[tuple] = set()
 
     def generate(
@@ -93,9 +95,10 @@ class RolloutEngine:
         wanted = len(prompts) * group_size
         width = bucket(max(map(len, prompts)))
         tokens, positions = left_pad(prompts, width, self.pad_id)
-        # which completion each row of the state makes; the prompts that fill up the shape have rows too
-        ids = np.arange(round_up(len(prompts), self.row_multiple) * group_size)
-        state = self._start(params, tokens, positions, keys, ids, forced_lengths, sampling)
+        # of the state: which completion each row makes, and which prompts there are; some only fill up the shape
+        held = np.arange(round_up(len(prompts), self.row_multiple))
+        ids = np.arange(len(held) * group_size)
+        state = self._start(params, tokens, positions, keys, ids, group_size, forced_lengths, sampling)
         completions = np.full((len(ids), self.max_new_tokens), self.pad_id, np.int32)
         logp = np.zeros(completions.shape, np.float32)
         lengths = np.zeros(len(ids), np.int32)
@@ -105,8 +108,8 @@ class RolloutEngine:
             )
             if done.all() or step == self.max_new_tokens:
                 break
-            state, ids = self._fit(state, ids, done, width, int(step))
-            state = self._run(params, state, width, sampling)
+            state, ids, held = self._fit(state, ids, held, done, group_size, int(step))
+            state = self._run(params, state, sampling)
         of_row = np.repeat(np.arange(len(prompts)), group_size)
         mask = np.arange(self.max_new_tokens) < lengths[:wanted, None]
         first = np.array([len(p) for p in prompts])[of_row, None]
@@ -125,6 +128,7 @@ class RolloutEngine:
         positions: Int[np.ndarray, "N P"],
         keys: Key[Array, " B"],
         ids: Int[np.ndarray, " R"],
+        group_size: int,
         forced_lengths: Int[np.ndarray, " B"] | None,
         sampling: SamplingParams,
     ) -> DecodeState:
@@ -136,7 +140,7 @@ class RolloutEngine:
             if not self.eos_ids or min(forced_lengths) < 1 or max(forced_lengths) > self.max_new_tokens:
                 raise ValueError(f"forced_lengths need an end id and lie between 1 and {self.max_new_tokens}")
             forced_lengths = np.asarray(forced_lengths, np.int32)[last]
-        slots = self._slots(tokens.shape[1], 0)
+        places = Places.of_rows(ids // group_size, len(ids) // group_size, group_size)
         self._announce("prefill", prompts=len(tokens), length=tokens.shape[1], rows=len(ids), sampling=sampling)
         return self._prefill(
             params,
@@ -145,37 +149,46 @@ class RolloutEngine:
             keys[last],
             ids >= wanted,
             forced_lengths,
-            slots=slots,
+            places,
+            slots=cache_slots(0, self.max_new_tokens),
             sampling=sampling,
         )
 
     def _fit(
-        self, state: DecodeState, ids: Int[np.ndarray, " R"], done: Bool[np.ndarray, " R"], width: int, step: int
-    ) -> tuple[DecodeState, Int[np.ndarray, " kept"]]:
-        """The state in the smallest shapes that hold its live rows and the next token, and the ids of its rows."""
+        self,
+        state: DecodeState,
+        ids: Int[np.ndarray, " R"],
+        held: Int[np.ndarray, " N"],
+        done: Bool[np.ndarray, " R"],
+        group_size: int,
+        step: int,
+    ) -> tuple[DecodeState, Int[np.ndarray, " kept"], Int[np.ndarray, " kept_prompts"]]:
+        """The state in the least shapes that hold its live rows and the next token; its rows' ids and its prompts."""
         before = (len(ids), state.cache.slots)
         live = np.flatnonzero(~done)
         rows = min(row_bucket(len(live), self.row_multiple), len(ids))
-        slots = self._slots(width, step) if width + step > state.cache.slots else state.cache.slots
+        slots = cache_slots(step, self.max_new_tokens) if step > state.cache.slots else state.cache.slots
         if (rows, slots) == before:
-            return state, ids
+            return state, ids, held
         self._announce("reshape", rows=f"{before[0]} to {rows}", slots=f"{before[1]} to {slots}")
         if rows == len(ids):
-            return self._reshape(state, None, slots=slots), ids
+            return self._grow(state, slots=slots), ids, held
         kept = np.concatenate([live, np.flatnonzero(done)])[:rows]
-        return self._reshape(state, kept, slots=slots), ids[kept]
+        needed = np.isin(held, ids[live] // group_size)
+        prompts = np.argsort(~needed, kind="stable")[: min(len(held), rows)]  # no row is without its prompt
+        place = {prompt: i for i, prompt in enumerate(held[prompts])}
+        of_rows = np.array([-1 if done[row] else place[ids[row] // group_size] for row in kept])
+        places = Places.of_rows(of_rows, len(prompts), group_size)
+        return self._keep(state, kept, prompts, places, slots=slots), ids[kept], held[prompts]
 
-    def _run(self, params: Params, state: DecodeState, width: int, sampling: SamplingParams) -> DecodeState:
+    def _run(self, params: Params, state: DecodeState, sampling: SamplingParams) -> DecodeState:
         """Decodes until `_fit` has something to do or everything has ended."""
         rows, slots = state.done.shape[0], state.cache.slots
-        last_step = min(self.max_new_tokens, slots - width + 1)
+        last_step = min(self.max_new_tokens, slots + 1)  # the newest token is not in the cache yet
         self._announce("decode", rows=rows, slots=slots, sampling=sampling)
         return self._decode(
             params, state, np.int32(last_step), np.int32(next_smaller(rows, self.row_multiple)), sampling=sampling
         )
-
-    def _slots(self, width: int, step: int) -> int:
-        return cache_slots(width, step, self.max_new_tokens)
 
     def _announce(self, program: str, **shape: Any) -> None:
         """Logs each program once, when it is about to be compiled."""

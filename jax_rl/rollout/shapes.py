@@ -22,9 +22,9 @@ def next_smaller(rows: int, multiple: int) -> int:
     return row_bucket(rows, multiple) // 2 if rows > multiple else 0
 
 
-def cache_slots(width: int, step: int, longest: int) -> int:
-    """Slots for a prompt and the next tokens: ROOM more at least, but none past the longest completion."""
-    return bucket(width + min(step + ROOM, longest) - 1)
+def cache_slots(step: int, longest: int) -> int:
+    """Slots for the tokens that completions have before token `step` and ROOM more; none past the longest one."""
+    return bucket(min(step + ROOM - 1, longest - 1))
 
 
 def left_pad(prompts: Sequence[Sequence[int]], width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:

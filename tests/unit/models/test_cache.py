@@ -1,4 +1,4 @@
-"""Rows of a decode cache can be repeated, picked and given more room, and decoding goes on as if nothing happened."""
+"""Rows of a decode cache can share prompts, be picked and given more room, and decoding goes on as if nothing was."""
 
 from functools import partial
 
@@ -9,6 +9,7 @@ import pytest
 
 from jax_rl.models.errors import ModelError
 from jax_rl.models.registry import model_from_config
+from jax_rl.models.sharing import Places
 
 WIDTH, STEPS = 10, 12
 CONFIG = {
@@ -69,21 +70,40 @@ def decode(step, cache, tokens, lengths):
     return np.stack(out), cache
 
 
-def test_repeated_rows_decode_alike(model, step, prompts, next_tokens, undisturbed):
-    _, cache = step(*prompts, cache=model.init_cache(3, WIDTH + STEPS, jnp.float32))
-    cache = model.map_cache_rows(cache, lambda a, axis: jnp.repeat(a, 2, axis=axis))
-    ours, _ = decode(step, cache, np.repeat(next_tokens, 2, axis=1), np.repeat(LENGTHS, 2))
-    np.testing.assert_allclose(ours, np.repeat(undisturbed, 2, axis=1), atol=1e-5)
+@pytest.fixture(scope="module")
+def continuations():
+    """Two unlike ones of each prompt: [STEPS, 6]."""
+    return np.random.default_rng(3).integers(0, 50, (STEPS, 6)).astype(np.int32)
 
 
-def test_rows_that_are_kept_do_not_notice_the_others_go(model, step, prompts, next_tokens, undisturbed):
-    _, cache = step(*prompts, cache=model.init_cache(3, WIDTH + STEPS, jnp.float32))
-    first, cache = decode(step, cache, next_tokens[:5], LENGTHS)
-    live = np.array([2, 0])
-    cache = model.map_cache_rows(cache, lambda a, axis: jnp.take(a, live, axis=axis))
-    rest, _ = decode(step, cache, next_tokens[5:, live], LENGTHS[live] + 5)
-    np.testing.assert_allclose(first, undisturbed[:5], atol=1e-5)
-    np.testing.assert_allclose(rest, undisturbed[5:, live], atol=1e-5)
+@pytest.fixture(scope="module")
+def apart(model, step, prompts, continuations):
+    """Hidden states of all steps, [STEPS, 6, D], each row with a cache of its own."""
+    twice = [np.repeat(x, 2, axis=0) for x in prompts]
+    _, cache = step(*twice, cache=model.init_cache(6, WIDTH + STEPS, jnp.float32))
+    return decode(step, cache, continuations, np.repeat(LENGTHS, 2))[0]
+
+
+def shared(model, step, prompts, slots):
+    _, cache = step(*prompts, cache=model.init_cache(3, WIDTH, jnp.float32))
+    return model.share_prompts(cache, Places.of_rows(np.array([0, 0, 1, 1, 2, 2]), 3, 2), slots)
+
+
+def test_rows_that_share_a_prompt_decode_as_alone(model, step, prompts, continuations, apart):
+    ours, _ = decode(step, shared(model, step, prompts, STEPS), continuations, np.repeat(LENGTHS, 2))
+    np.testing.assert_allclose(ours, apart, atol=1e-5)
+
+
+def test_rows_that_are_kept_do_not_notice_the_others_go(model, step, prompts, continuations, apart):
+    """Three rows of two prompts in another order, one that has ended among them; one prompt goes."""
+    lengths = np.repeat(LENGTHS, 2)
+    first, cache = decode(step, shared(model, step, prompts, 5), continuations[:5], lengths)
+    live, held = jnp.array([5, 0, 3, 4]), jnp.array([2, 0])
+    cache = model.keep_rows(cache, live, held, Places.of_rows(np.array([0, 1, -1, 0]), 2, 2))
+    cache = model.grow_cache(cache, STEPS)
+    rest, _ = decode(step, cache, continuations[5:, live], lengths[live] + 5)
+    np.testing.assert_allclose(first, apart[:5], atol=1e-5)
+    np.testing.assert_allclose(rest[:, [0, 1, 3]], apart[5:, [5, 0, 4]], atol=1e-5)
 
 
 def test_a_cache_that_grows_on_the_way_decodes_the_same(model, step, prompts, next_tokens, undisturbed):

@@ -8,11 +8,13 @@ import sys
 from dataclasses import replace
 
 import jax
+import numpy as np
 import pytest
 
 from jax_rl import plan
 from jax_rl.config import load_config
 from jax_rl.learning.optimizer import init_train_state, make_optimizer
+from jax_rl.models.sharing import Places
 from jax_rl.planning.build import make_plan
 from jax_rl.planning.published import planned_model
 from jax_rl.planning.targets import open_target
@@ -84,7 +86,10 @@ def test_bytes_are_those_of_real_arrays(on_this_machine):
     train = next(program for program in made.programs if program.name == "step_weights")
     state = init_train_state(model.init(jax.random.key(0), cfg.misc.dtype), make_optimizer(cfg.rl))
     decode = next(program for program in made.programs if program.name == "decode")
-    cache = model.init_cache(16, bucket(16 + 8 - 1), cfg.misc.dtype)
+    groups = cfg.generation.num_samples_per_prompt
+    prompts = model.init_cache(16 // groups, 16, cfg.misc.dtype)
+    rows = np.repeat(np.arange(16 // groups), groups)
+    cache = model.share_prompts(prompts, Places.of_rows(rows, 16 // groups, groups), bucket(8 - 1))
 
     def size(tree):
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jax_rl.models.cache import Cache, empty_cache, grow_cache
+from jax_rl.models.cache import empty_cache, grow_cache
+from jax_rl.models.sharing import keep_rows, share_prompts
 from jax_rl.rollout.engine import RolloutEngine
 from jax_rl.rollout.sampling import SamplingParams, sample_keys
 
@@ -25,7 +26,8 @@ def bigram_model():
         forward=lambda params, tokens, positions, cache=None: (table[tokens], cache),
         logits=lambda params, hidden: hidden,
         unroll=lambda params: params,
-        map_cache_rows=lambda cache, fn: Cache({}, fn(cache.positions, 0), cache.length),
+        share_prompts=share_prompts,
+        keep_rows=keep_rows,
         grow_cache=grow_cache,
     )
 

@@ -214,7 +214,7 @@ def configure_jax(cfg: Config) -> None:
         jax.config.update("jax_default_matmul_precision", "highest")  # else a GPU would round the factors to TF32
     cache = Path(cfg.misc.compilation_cache_dir or Path.home() / ".cache" / "jax_rl" / "programs")
     jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     # names are no part of a program, so that one in the cache may have been compiled with others or with none
     jax.config.update("jax_compilation_cache_include_metadata_in_key", bool(cfg.misc.profile_updates))
 

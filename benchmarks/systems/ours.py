@@ -166,6 +166,7 @@ def _config(folder: Path, draw: Draw) -> Config:
             batch_size=len(draw.prompts),
             grad_accum=0,
             micro_batch_tokens=MICRO_TOKENS,
+            remat="minimal",
             clip_eps=CLIP_EPS,
             kl_coef=KL_COEF,
             max_grad_norm=MAX_GRAD_NORM,

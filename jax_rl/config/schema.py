@@ -225,6 +225,7 @@ class RLConfig:
     grad_accum: NonNegativeInt = 1  # completions per optimizer step; 0 = all of the update's
     micro_batch_size: NonNegativeInt = 0  # completions in one forward and backward pass; 0 = grad_accum's
     micro_batch_tokens: NonNegativeInt = 0  # instead, its tokens with padding: completions packed behind their prompt
+    remat: Literal["full", "minimal"] = "full"  # minimal: keep what the weights' products give; less work, more memory
     clip_eps: Positive = 0.2
     kl_coef: NonNegative = 0.01  # 0 = no reference model is loaded
     kl_estimator: Literal["k3", "k2", "k1"] = "k3"

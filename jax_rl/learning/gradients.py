@@ -49,7 +49,7 @@ def make_accumulate(
 
     def loss_of(params: Params, batch: MicroBatch) -> tuple[Array, Sums]:
         mask = batch.rows.mask
-        logp, entropy = row_logprobs(forward, unembed, params, batch.rows, remat=True)
+        logp, entropy = row_logprobs(forward, unembed, params, batch.rows, remat=rl.remat)
         old_logp = jax.lax.stop_gradient(logp) if batch.old_logp is None else batch.old_logp
         loss, sums = policy_loss(
             logp,

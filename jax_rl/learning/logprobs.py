@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from jax_rl.learning.packing import Rows, unpacked_rows
+from jax_rl.models.stack import Remat
 from jax_rl.models.tables import Table
 
 Params = Any  # a pytree of arrays
@@ -33,7 +34,7 @@ def forward_logprobs(
     positions: Int[Array, "B L"],
     mask: Bool[Array, "B T"],
     *,
-    remat: bool,
+    remat: Remat | None,
 ) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
     """Runs the model and returns (logp, entropy) [B, T] of the completion, the last T of the L = P + T columns.
 
@@ -44,7 +45,7 @@ def forward_logprobs(
 
 
 def row_logprobs(
-    forward: Forward, unembed: Unembed, params: Params, rows: Rows, *, remat: bool
+    forward: Forward, unembed: Unembed, params: Params, rows: Rows, *, remat: Remat | None
 ) -> tuple[Float32[Array, "R S"], Float32[Array, "R S"]]:
     """Runs the model over the rows of a micro-batch and returns (logp, entropy) [R, S] of their slots, 0 where none is.
 

@@ -96,7 +96,7 @@ def make_logprob_program(
 
     @jax.named_scope(name)
     def logprobs(params: Params, rows: Rows) -> Float32[Array, "R S"]:
-        return row_logprobs(forward, unembed, params, rows, remat=False)[0]
+        return row_logprobs(forward, unembed, params, rows, remat=None)[0]
 
     logprobs.__name__ = name
     run = jax.jit(logprobs, out_shardings=None if layout is None else layout.replicated)

@@ -4,10 +4,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_rl.models.cache import KV, Cache, advance, read_kv, ring_positions, write_kv
 from jax_rl.models.layers import attend_part, attention, causal_attention, merge_parts, visible
+
+ATTENTION_OUT = "attention_out"  # the name under which a backward pass may keep it
 
 
 class Mask(NamedTuple):
@@ -73,4 +76,4 @@ class Attend:
             else:
                 own = attend_part(q, keys, values, mask.own, scale)
                 out = merge_parts(own, self.seen.prompts.attend(q, kv, row, mask.prompt, scale), q.dtype)
-        return out.reshape(*out.shape[:2], -1), kv
+        return checkpoint_name(out.reshape(*out.shape[:2], -1), ATTENTION_OUT), kv

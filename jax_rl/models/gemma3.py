@@ -22,7 +22,7 @@ from jax_rl.models.cache import KV, Cache, empty_cache, empty_kv
 from jax_rl.models.errors import ModelError
 from jax_rl.models.layers import Rope, apply_rope, linear, rms_norm, rope_angles
 from jax_rl.models.params import Params, Specs
-from jax_rl.models.stack import run_stack, stack_caches, stack_specs
+from jax_rl.models.stack import Remat, run_stack, stack_caches, stack_specs
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -148,7 +148,7 @@ def forward(
     *,
     cache: Cache | None = None,
     segments: Int[Array, "B T"] | None = None,
-    remat: bool = False,
+    remat: Remat | None = None,
     place: Place = keep,
 ) -> tuple[Float[Array, "B T D"], Cache | None]:
     """Hidden states after the final norm: see `registry.Model.forward`."""

@@ -22,7 +22,7 @@ from jax_rl.models.cache import KV, Cache, empty_cache, empty_kv, read_state, wr
 from jax_rl.models.errors import ModelError
 from jax_rl.models.layers import F32, Rope, apply_rope, linear, plain_rms_norm, rms_norm, rope_angles
 from jax_rl.models.params import Params, ParamSpec, Specs
-from jax_rl.models.stack import run_stack, stack_caches, stack_specs
+from jax_rl.models.stack import Remat, run_stack, stack_caches, stack_specs
 
 LINEAR, FULL = "linear_attention", "full_attention"
 
@@ -243,7 +243,7 @@ def forward(
     *,
     cache: Cache | None = None,
     segments: Int[Array, "B T"] | None = None,
-    remat: bool = False,
+    remat: Remat | None = None,
     place: Place = keep,
 ) -> tuple[Float[Array, "B T D"], Cache | None]:
     """Hidden states after the final norm: see `registry.Model.forward`."""

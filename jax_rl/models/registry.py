@@ -20,7 +20,7 @@ from jax_rl.models.errors import ModelError
 from jax_rl.models.lora import Adapted
 from jax_rl.models.params import Params, ParamSpec, Specs, init_params, read_held
 from jax_rl.models.sharing import Places
-from jax_rl.models.stack import is_unrolled, unroll
+from jax_rl.models.stack import Remat, is_unrolled, unroll
 from jax_rl.models.tables import Table
 
 
@@ -97,7 +97,7 @@ class Model:
         positions: Int[Array, "B T"],
         cache: Cache | None = None,
         segments: Int[Array, "B T"] | None = None,
-        remat: bool = False,
+        remat: Remat | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """Hidden states after the final norm, and the cache with the tokens added.
 
@@ -108,7 +108,7 @@ class Model:
                 other alone). With T = 1: one more token, which sees what the cache holds.
             segments: several texts in a row: a token sees its own segment, and segment 0, a prefix that all share.
                 Recurrent families start each segment from nothing and can share none: number from 1. Not with a cache.
-            remat: keep only each layer's input for the backward pass and compute the rest again.
+            remat: what the backward pass computes again (`stack.Remat`); None: nothing.
         """
         run = partial(self.family.forward, self.cfg, self._read(params), remat=remat, place=self.place)
         if cache is None or tokens.shape[1] == 1:

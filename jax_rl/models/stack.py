@@ -10,15 +10,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jax_rl.models.attend import ATTENTION_OUT
 from jax_rl.models.cache import Cache
 from jax_rl.models.params import ParamSpec, read_layer
+
+# What the backward pass computes again. full: all of a layer but its attention, of which only its input and that output
+# are kept. minimal: all but attention and the products with weights, which are kept too.
+Remat = Literal["full", "minimal"]
+_ATTENTION = jax.checkpoint_policies.save_only_these_names(ATTENTION_OUT)
+_PRODUCTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+POLICIES: dict[Remat, Callable[..., Any]] = {
+    "full": _ATTENTION,
+    "minimal": jax.checkpoint_policies.save_from_both_policies(_ATTENTION, _PRODUCTS),
+}
 
 # (kind, parameters of one layer, hidden states, the cache of its place or None, its row in that cache: None in the
 # tail) -> (hidden states, cache)
@@ -109,13 +120,13 @@ def run_stack(
     params: dict[str, Any],
     x: Float[Array, "B T D"],
     cache: Cache | None = None,
-    remat: bool = False,
+    remat: Remat | None = None,
 ) -> tuple[Float[Array, "B T D"], Cache | None]:
     """All layers in order. Their caches ride in the loop's carry, where XLA updates them in place; as scanned inputs
     and outputs they would be held twice.
 
     params, cache: stacked, or both unrolled.
-    remat: keep only each layer's input for the backward pass and compute the rest again.
+    remat: what the backward pass computes again; None: nothing.
     """
     period = find_period(kinds)
 
@@ -123,8 +134,10 @@ def run_stack(
         def bound(p: Any, x: Array, cache: Any, row: Array | None) -> tuple[Array, Any]:
             return layer(kind, read_layer(p), x, cache, row)
 
+        if remat is None:
+            return bound
         # inside scan, forward and backward are separate loops that XLA cannot merge again
-        return jax.checkpoint(bound, prevent_cse=not scanned) if remat else bound
+        return jax.checkpoint(bound, prevent_cse=not scanned, policy=POLICIES[remat])
 
     caches = stack_caches(kinds, lambda kind: None) if cache is None else cache.layers
     in_blocks = caches["blocks"]

@@ -8,8 +8,10 @@ import numpy as np
 
 from jax_rl.models.params import Specs, spec_leaves
 from jax_rl.models.registry import QWEN3_5, Model
+from jax_rl.models.stack import Remat
 
-FORWARD, TRAIN, TRAIN_FROZEN = 1, 4, 3  # a training pass: forward, forward again (remat), two backward; frozen: one
+BACKWARD, BACKWARD_FROZEN = 2, 1  # passes: to the inputs and to the weights; to the inputs alone
+AGAIN = {"full": 1, "minimal": 0}  # forward passes of the weights' products that `rl.remat` makes again
 
 
 def matrix_weights(specs: Specs) -> int:
@@ -24,19 +26,28 @@ def forward_flops(model: Model, rows: int, tokens: int, scored: int, before: int
     tokens: of each row, of which `scored` are compared with the vocabulary. before: those that they see before them,
     in the cache or in a row that completions share.
     """
+    return rows * sum(_forward_parts(model, tokens, scored, before))
+
+
+def _forward_parts(model: Model, tokens: int, scored: int, before: int) -> tuple[int, int, int]:
+    """Of one row: the products with the layers' weights, what mixes tokens, and the head."""
     head = 2 * model.cfg.vocab_size * model.cfg.hidden_size * scored
-    return rows * (2 * matrix_weights(model.specs) * tokens + mixing_flops(model, tokens, before) + head)
+    return 2 * matrix_weights(model.specs) * tokens, mixing_flops(model, tokens, before), head
 
 
-def train_flops(model: Model, rows: int, tokens: int, scored: int, adapters: Specs | None, before: int = 0) -> int:
-    """Loss and gradient of `rows` rows with rematerialization: 8 N T; where the weights are frozen 6 N T, and the
-    adapters' 8 N T.
+def train_flops(
+    model: Model, rows: int, tokens: int, scored: int, adapters: Specs | None, before: int = 0, remat: Remat = "full"
+) -> int:
+    """Loss and gradient of `rows` rows with full rematerialization: 8 N T; where the weights are frozen 6 N T, and the
+    adapters' 8 N T. With a minimal one 2 N T less, but what mixes tokens and the head are computed twice in any case.
     """
-    once = forward_flops(model, rows, tokens, scored, before)
+    products, mixing, head = (rows * part for part in _forward_parts(model, tokens, scored, before))
+    twice, forward = 2, 1 + AGAIN[remat]
     if adapters is None:
-        return TRAIN * once
-    mixing = rows * mixing_flops(model, tokens, before)
-    return TRAIN_FROZEN * (once - mixing) + TRAIN * (mixing + 2 * rows * tokens * matrix_weights(adapters))
+        return (forward + BACKWARD) * products + (twice + BACKWARD) * (mixing + head)
+    of_adapters = 2 * rows * tokens * matrix_weights(adapters)
+    of_frozen = (forward + BACKWARD_FROZEN) * products + (twice + BACKWARD_FROZEN) * head
+    return of_frozen + (forward + BACKWARD) * of_adapters + (twice + BACKWARD) * mixing
 
 
 def mixing_flops(model: Model, tokens: int, before: int = 0) -> int:

@@ -155,10 +155,9 @@ class Builder:
         sums = {name: jax.ShapeDtypeStruct((), jnp.float32, sharding=layout.replicated) for name in names}
         totals = Totals(jax.tree.map(lambda p: _with_dtype(p, jnp.float32), trained), sums)
 
-        flops = train_flops(self.model, micro.prompts, work.prompt_len, 0, self.adapters)
-        flops += train_flops(
-            self.model, work.step_rows, work.new_tokens, work.new_tokens, self.adapters, work.prompt_len
-        )
+        count = partial(train_flops, self.model, adapters=self.adapters, remat=rl.remat)
+        flops = count(rows=micro.prompts, tokens=work.prompt_len, scored=0)
+        flops += count(rows=work.step_rows, tokens=work.new_tokens, scored=work.new_tokens, before=work.prompt_len)
         parts = {"parameters": (trained, frozen), "gradients": totals.gradients, "inputs": (batch, sums)}
         lower = partial(_lower, programs.accumulate, trained, frozen, totals, batch)
         calls = work.steps * micro.count

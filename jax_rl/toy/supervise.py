@@ -113,7 +113,7 @@ def supervise(model: Model, epochs: Iterator[Iterator[Batch]], held_out: Batch, 
     opt_state = optimizer.init(params)
 
     def loss_fn(params, tokens, positions, mask):
-        logp, _ = forward_logprobs(model.forward, model.unembed, params, tokens, positions, mask, remat=False)
+        logp, _ = forward_logprobs(model.forward, model.unembed, params, tokens, positions, mask, remat=None)
         return -jnp.sum(logp) / jnp.sum(mask)
 
     @partial(jax.jit, donate_argnums=(0, 1))

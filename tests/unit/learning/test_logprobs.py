@@ -105,9 +105,9 @@ def test_the_gradient_never_holds_all_logits():
 def test_each_completion_token_is_predicted_by_the_column_before_it(toy):
     params, data = toy.init(), jax.tree.map(jnp.asarray, toy.batch(4))
     logp, entropy = forward_logprobs(
-        toy.forward, toy.unembed, params, data.tokens, data.positions, data.mask, remat=False
+        toy.forward, toy.unembed, params, data.tokens, data.positions, data.mask, remat=None
     )
-    hidden, _ = toy.forward(params, data.tokens, data.positions, remat=False)
+    hidden, _ = toy.forward(params, data.tokens, data.positions, remat=None)
     log_p = np.asarray(jax.nn.log_softmax(hidden @ params["embed"].T))
     logp, entropy, mask = np.asarray(logp), np.asarray(entropy), np.asarray(data.mask)
     for row, column in np.argwhere(mask):
@@ -121,5 +121,5 @@ def test_a_completion_without_a_prompt_is_refused(toy):
     data = jax.tree.map(jnp.asarray, toy.batch(2))
     with pytest.raises(ValueError, match="need P >= 1"):
         forward_logprobs(
-            toy.forward, toy.unembed, toy.init(), data.tokens, data.positions, jnp.ones((2, 9), bool), remat=False
+            toy.forward, toy.unembed, toy.init(), data.tokens, data.positions, jnp.ones((2, 9), bool), remat=None
         )

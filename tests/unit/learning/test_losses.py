@@ -67,7 +67,7 @@ def test_loss_and_gradient_equal_those_of_torch(toy, algorithm, estimator, aggre
     params, data = toy.init(), jax.tree.map(jnp.asarray, toy.batch(6))
 
     def logprobs(params):
-        return forward_logprobs(toy.forward, toy.unembed, params, data.tokens, data.positions, data.mask, remat=False)
+        return forward_logprobs(toy.forward, toy.unembed, params, data.tokens, data.positions, data.mask, remat=None)
 
     old = old_logprobs(data, np.asarray(logprobs(params)[0]))
 

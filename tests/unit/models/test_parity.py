@@ -116,7 +116,7 @@ def test_a_shared_prefix_with_several_continuations(pair, rows):
     assert_close(logits[0, len(prompt) :], np.concatenate(theirs), f"{model.family.name} shared prefix")
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [None, "full", "minimal"])
 def test_gradients_of_a_completions_logprob(pair, rows, remat):
     hf, model, params = pair
     row, start = rows[0], LENGTHS[0]

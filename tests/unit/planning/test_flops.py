@@ -63,5 +63,8 @@ def test_of_long_work_with_few_tokens_remains_two_and_eight_a_weight(name, billi
     assert weights / 1e9 == pytest.approx(billions - (head / 1e9 if "Qwen" in name else 0), rel=5e-3)
     assert forward_flops(model, 1, 64, 64) == pytest.approx(2 * weights * 64, rel=0.01)
     assert train_flops(model, 1, 64, 64, None) == pytest.approx(8 * weights * 64, rel=0.01)
+    layers = matrix_weights(model.specs)
+    minimal = train_flops(model, 1, 64, 64, None, remat="minimal")
+    assert minimal == pytest.approx((6 * layers + 8 * head) * 64, rel=0.01)
     adapters = adapter_specs(model.specs, 16, ("all-linear",))
     assert train_flops(model, 1, 64, 64, adapters) == pytest.approx(6 * weights * 64, rel=0.03)

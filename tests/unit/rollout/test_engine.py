@@ -50,7 +50,7 @@ def completions(generated):
 
 
 def trainer_logprobs(model, params, generated):
-    run = jax.jit(lambda *a: forward_logprobs(model.forward, model.unembed, *a, remat=False)[0])
+    run = jax.jit(lambda *a: forward_logprobs(model.forward, model.unembed, *a, remat=None)[0])
     return np.asarray(run(params, generated.tokens, generated.positions, generated.mask))
 
 

@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -72,32 +74,59 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
+class Died(Exception):
+    """A system's process has ended, for want of memory, say."""
+
+
 def compare(systems: list[str], model: str, workload: str, rounds: int, out: Path) -> dict:
-    """{system: {"cold_start": s, "warm_start": s, "rounds": [phases of each update]}}; a start ends with an update."""
+    """{system: {"cold_start": s, "warm_start": s, "rounds": [phases of each update]}}; a start ends with an update.
+
+    A peer that dies is left out, after a word; what has been measured of the others counts.
+    """
     caches = out / "compiled"
     shutil.rmtree(caches, ignore_errors=True)
-    workers, run = {}, {}
-    try:
-        for name in systems:
-            workers[name] = Worker(name, model, workload, caches / name, out)
-            run[name] = {"cold_start": workers[name].start(), "rounds": []}
-            say(f"  {name}: first update {run[name]['cold_start']:.1f} s after the start")
-        require_same_logprobs({name: worker.ask("logprobs") for name, worker in workers.items()})
-        for count in range(rounds):
-            for name in systems if count % 2 == 0 else systems[::-1]:
-                phases, others = workers[name].timed_update()
-                run[name]["rounds"].append({**phases, "other_cores": others})
-                parts = ", ".join(f"{phase} {times['seconds']:.2f}" for phase, times in phases.items())
-                say(f"  {name}: {parts} s" + (f"; others took {others:.1f} cores" if others > QUIET else ""))
-    finally:
-        for worker in workers.values():
-            worker.close()
-    for name in systems:
+    workers, run = {}, {name: {"rounds": []} for name in systems}
+
+    def alive(names: list[str], task: Callable[[str], object]) -> dict[str, object]:
+        """What `task(name)` gives of each of the systems that live through it."""
+        answers = {}
+        for name in [name for name in names if name in run]:
+            try:
+                answers[name] = task(name)
+            except Died as error:
+                if name == "ours":
+                    raise SystemExit(str(error)) from error
+                say(str(error))
+                del run[name]
+        return answers
+
+    def start(name: str) -> None:
+        workers[name] = Worker(name, model, workload, caches / name, out)
+        run[name]["cold_start"] = workers[name].start()
+        say(f"  {name}: first update {run[name]['cold_start']:.1f} s after the start")
+
+    def update(name: str) -> None:
+        phases, others = workers[name].timed_update()
+        run[name]["rounds"].append({**phases, "other_cores": others})
+        parts = ", ".join(f"{phase} {times['seconds']:.2f}" for phase, times in phases.items())
+        say(f"  {name}: {parts} s" + (f"; others took {others:.1f} cores" if others > QUIET else ""))
+
+    def start_again(name: str) -> None:
         worker = Worker(name, model, workload, caches / name, out)
         try:
             run[name]["warm_start"] = worker.start()
         finally:
             worker.close()
+
+    try:
+        alive(systems, start)
+        require_same_logprobs(alive(systems, lambda name: workers[name].ask("logprobs")))
+        for count in range(rounds):
+            alive(systems if count % 2 == 0 else systems[::-1], update)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    alive(systems, start_again)
     return run
 
 
@@ -131,12 +160,19 @@ class Worker:
         return phases, max(0.0, busy_seconds() - busy - phases["update"]["cpu_seconds"]) / seconds
 
     def ask(self, task: str):
-        self._process.stdin.write(json.dumps(task) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        """The answer of the process.
+
+        Raises:
+            Died: there is none.
+        """
+        answer = ""
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(task) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
         if not answer:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-            raise SystemExit(f"{self.name} died at {task!r}; the end of {self.log}:\n{tail}")
+            raise Died(f"{self.name} died at {task!r}; the end of {self.log}:\n{tail}")
         return json.loads(answer)
 
     def close(self) -> None:

@@ -54,7 +54,7 @@ class Sleeping(EvenShare):
 def overlap(folder: str) -> dict:
     """Median seconds of an update without scoring, of its rollout, and of an update whose scoring takes as long.
 
-    With scoring the rollout goes in quarters, which can be scored while the next is generated.
+    With scoring the rollout goes in halves: the first can be scored while the second is generated.
     """
     size = MODELS[Path(folder).name]
     work = draw("translation-0.6", size)
@@ -64,7 +64,7 @@ def overlap(folder: str) -> dict:
     rollout = median(phases["rollout"]["seconds"] for phases in alone)
     # every distinct text is asked for once, and random texts are distinct
     metric = Sleeping(rollout / len(work.lengths))
-    scored = System(Path(folder), size, work, metric, generation__prompts_per_batch=max(size.prompts // 4, 1))
+    scored = System(Path(folder), size, work, metric, generation__prompts_per_batch=max(size.prompts // 2, 1))
     scored.update()
     return {
         "update_alone": median(phases["update"]["seconds"] for phases in alone),

@@ -135,6 +135,8 @@ def _knobs(cfg: Config, usable: int, phase: Phase, residents: Residents, work: W
         if fitting:
             key = "micro_batch_tokens" if cfg.rl.micro_batch_tokens else "micro_batch_size"
             lines.append(f"rl.{key}: {fitting} (now {now}) would fit, by proportion")
+        if phase.name == "accumulate" and cfg.rl.remat == "minimal":
+            lines.append("rl.remat: full keeps less for the backward pass, and computes it again")
         if phase.name == "reference" and phase.devices == "policy":
             lines.append("model.reference_gpu_ids: devices of its own take the reference off the policy's")
     if not lines or room <= 0:

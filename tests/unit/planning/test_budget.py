@@ -89,6 +89,12 @@ def test_of_packed_rows_the_tokens_are_advised(programs):
     assert any(line.startswith("accumulate: rl.micro_batch_tokens: 6144 (now 16000)") for line in lines)
 
 
+def test_what_minimal_rematerialization_keeps_need_not_be_kept(programs):
+    minimal = replace(CFG, rl=replace(CFG.rl, remat="minimal"))
+    assert any(line.startswith("accumulate: rl.remat: full") for line in advice(programs, 38, cfg=minimal))
+    assert not any("rl.remat" in line for line in advice(programs, 38))
+
+
 def test_an_evaluation_has_prompts_of_its_own(programs):
     programs["eval_decode"] = program("eval_decode", 2, parameters=10, kv_cache=8)
     lines = advice(programs, 40)

@@ -200,5 +200,24 @@ def grow_cache(cache: Cache, slots: int) -> Cache:
     return replace(cache, layers=jax.tree.map(pad, cache.layers, is_leaf=_is_kv), positions=positions)
 
 
+def growing_part(cache: Cache) -> Cache:
+    """What `grow_cache` changes, alone: a program that is given the rest would copy it."""
+
+    def own(memory: Any, axis: int) -> KV | None:
+        return replace(memory, prompt=None) if isinstance(memory, KV) else None
+
+    return replace(cache, layers=map_layers(cache.layers, own), prompts=None)
+
+
+def with_grown(cache: Cache, grown: Cache) -> Cache:
+    """`cache` with its `growing_part` replaced."""
+
+    def choose(old: Any, new: KV | None) -> Any:
+        return replace(new, prompt=old.prompt) if new is not None else old
+
+    layers = jax.tree.map(choose, cache.layers, grown.layers, is_leaf=lambda node: node is None or _is_kv(node))
+    return replace(grown, layers=layers, prompts=cache.prompts)
+
+
 def _is_kv(node: Any) -> bool:
     return isinstance(node, KV)

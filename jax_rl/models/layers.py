@@ -153,13 +153,17 @@ def attention(
 
     A row that sees nothing averages all values: finite, and nothing reads it.
     """
+    weights = jax.nn.softmax(_scores(q, k, mask, scale), axis=-1).astype(v.dtype)
+    out = jnp.einsum("bkgts,bksh->bkgth", weights, v)
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+def _scores(q: Array, k: Array, mask: Array, scale: float) -> Float[Array, "B K G T S"]:
+    """Float32, of the query heads by the key head that they read; the least number where the mask hides the key."""
     batch, length, heads, width = q.shape
     grouped = q.reshape(batch, length, k.shape[1], heads // k.shape[1], width).transpose(0, 2, 3, 1, 4)
     scores = jnp.einsum("bkgth,bksh->bkgts", grouped, k, preferred_element_type=F32) * scale
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(F32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkgts,bksh->bkgth", weights, v)
-    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+    return jnp.where(mask[:, None, None], scores, jnp.finfo(F32).min)
 
 
 class Part(NamedTuple):
@@ -178,16 +182,13 @@ def attend_part(
     scale: float,
 ) -> Part:
     """`attention` over some of the keys, to be merged with the rest. What sees none of them weighs nothing then."""
-    batch, length, heads, width = q.shape
-    grouped = q.reshape(batch, length, k.shape[1], heads // k.shape[1], width).transpose(0, 2, 3, 1, 4)
-    scores = jnp.einsum("bkgth,bksh->bkgts", grouped, k, preferred_element_type=F32) * scale
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(F32).min)
+    scores = _scores(q, k, mask, scale)
     largest = jnp.max(scores, axis=-1)
     weights = jnp.exp(scores - largest[..., None])
     out = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=F32)
 
     def by_query(x: Array) -> Array:
-        return jnp.moveaxis(x, 3, 1).reshape(batch, length, heads, *x.shape[4:])
+        return jnp.moveaxis(x, 3, 1).reshape(*q.shape[:3], *x.shape[4:])
 
     return Part(by_query(out), by_query(jnp.sum(weights, axis=-1)), by_query(largest))
 

@@ -15,6 +15,7 @@ from jax_rl.learning.optimizer_step import split_state
 from jax_rl.learning.packing import Rows
 from jax_rl.learning.programs import make_logprob_program, make_programs, sum_names
 from jax_rl.learning.update import packing_of
+from jax_rl.models.cache import growing_part, with_grown
 from jax_rl.models.lora import adapter_specs, policy_weights
 from jax_rl.models.params import Params, Specs, abstract_params
 from jax_rl.models.registry import Model
@@ -95,13 +96,15 @@ class Builder:
         if len(sizes) > 1:
             before = state(sizes[-2])
             run = jax.jit(programs.grow, static_argnames="slots")
-            lower = partial(run.lower, before, slots=sizes[-1])
-            parts = {"parameters": (), "kv_cache": before.cache, "inputs": _without_cache(before)}
+            part = growing_part(before.cache)
+            lower = partial(run.lower, part, slots=sizes[-1])
+            parts = {"parameters": (), "kv_cache": part, "inputs": ()}
             grow, compiled = compile_program(prefix + "grow", layout, lower, parts, 0, batch.calls * (len(sizes) - 1))
-            made.append(grow)
+            rest = tree_bytes(before) - tree_bytes(part)  # is there beside what grows
+            made.append(replace(grow, peak_bytes=None if grow.peak_bytes is None else grow.peak_bytes + rest))
             if compiled is None:
                 return made
-            shardings = compiled.output_shardings
+            shardings = shardings._replace(cache=with_grown(shardings.cache, compiled.output_shardings))
         last = state(sizes[-1])
         run = jax.jit(programs.decode, static_argnames="sampling", donate_argnames="state")
         lower = partial(run.lower, params, last, array(), array(), sampling=sampling)

@@ -127,9 +127,9 @@ class DecodePrograms:
         return state._replace(cache=replace(state.cache, layers=stack_again(state.cache.layers)))
 
     @jax.named_scope("resize")
-    def grow(self, state: DecodeState, *, slots: int) -> DecodeState:
-        """The state with a cache of `slots` slots."""
-        return state._replace(cache=self.model.grow_cache(state.cache, slots))
+    def grow(self, part: Cache, *, slots: int) -> Cache:
+        """The `growing_part` of a cache with `slots` slots."""
+        return self.model.grow_cache(part, slots)
 
     @jax.named_scope("resize")
     def keep(

@@ -19,6 +19,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Int, Key
 
+from jax_rl.models.cache import growing_part, with_grown
 from jax_rl.models.params import Params
 from jax_rl.models.registry import Model
 from jax_rl.models.sharing import Places
@@ -172,7 +173,8 @@ class RolloutEngine:
             return state, ids, held
         self._announce("reshape", rows=f"{before[0]} to {rows}", slots=f"{before[1]} to {slots}")
         if rows == len(ids):
-            return self._grow(state, slots=slots), ids, held
+            grown = self._grow(growing_part(state.cache), slots=slots)
+            return state._replace(cache=with_grown(state.cache, grown)), ids, held
         kept = np.concatenate([live, np.flatnonzero(done)])[:rows]
         needed = np.isin(held, ids[live] // group_size)
         prompts = np.argsort(~needed, kind="stable")[: min(len(held), rows)]  # no row is without its prompt

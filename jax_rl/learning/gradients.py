@@ -95,10 +95,9 @@ def make_accumulate(
         with jax.named_scope("accumulate"):
             of_body, of_rows, with_head = gradients
             added = {name: jax.tree.map(jnp.add, total[name], leaf) for name, leaf in of_body.items()}
-            tables = {"embed": total["embed"]} | {head: with_head}
+            tables = {"embed": total["embed"], head: with_head}  # one table where they are tied
             of_rows = place(of_rows.astype(jnp.float32), (None, None, None))
-            tables["embed"] = tables["embed"].at[tokens].add(of_rows)
-            return added | tables, sums
+            return added | tables | {"embed": tables["embed"].at[tokens].add(of_rows)}, sums
 
     def accumulate(trained: Params, frozen: Params | None, totals: Totals, batch: MicroBatch) -> Totals:
         if frozen is None:

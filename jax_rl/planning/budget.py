@@ -16,6 +16,7 @@ UPDATE = {  # the programs of an optimizer step, and what they are given of what
     "step_weights": ("parameters", "optimizer", "gradients"),
     "step_moments": ("optimizer", "gradients"),
 }
+WRITTEN = {"step_weights": "parameters", "step_moments": "optimizer"}  # the part that a program writes back whole
 LARGEST_POOL = 0.92  # leaves a GPU room for CUDA's context and NCCL's buffers
 
 
@@ -171,13 +172,13 @@ def least_seconds(program: Program, chip: Chip, work: Work) -> float | None:
     """No update can spend less on the program: all its products at the chip's peak, or its bytes at the memory's.
 
     Bytes are what must be read: weights once a call, for each token of decoding again, with the filled part of the
-    cache; sums of gradients; an optimizer's state is read and written.
+    cache; sums of gradients; an optimizer's state. The halves of the optimizer step write as much as they change.
     """
     if chip.peak_flops is None or chip.bandwidth is None:
         return None
     sizes = program.bytes_per_device
-    moved: float = sum(sizes.get(part, 0) for part in ("parameters", "kv_cache", "gradients"))
-    moved += 2 * sizes.get("optimizer", 0)
+    moved: float = sum(sizes.get(part, 0) for part in ("parameters", "kv_cache", "gradients", "optimizer"))
+    moved += sizes.get(WRITTEN.get(program.name, ""), 0)
     if program.name == "decode":
         new_tokens = work.group * work.new_tokens  # to one prompt
         filled = (work.prompt_len + new_tokens / 2) / (work.prompt_len + new_tokens)

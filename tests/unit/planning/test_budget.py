@@ -116,7 +116,8 @@ def test_a_gpu_s_pool_is_named_where_it_is_enough(programs):
 def test_seconds_are_the_slower_of_products_and_bytes(programs):
     fast_memory, slow_memory = Chip("tpu", GIB, 1e14, 1e15), Chip("tpu", GIB, 1e20, float(GIB))
     assert least_seconds(programs["accumulate"], fast_memory, WORK) == pytest.approx(10**15 / 4 / 1e14)
-    assert least_seconds(programs["step_weights"], slow_memory, WORK) == pytest.approx(5 + 6 + 2 * 15)
+    assert least_seconds(programs["step_weights"], slow_memory, WORK) == pytest.approx(2 * 5 + 6 + 15)
+    assert least_seconds(programs["step_moments"], slow_memory, WORK) == pytest.approx(6 + 2 * 14)
     filled = (64 + 8 * 32) / (64 + 8 * 64)  # a prompt whole, its completions half on the average
     assert least_seconds(programs["decode"], slow_memory, WORK) == pytest.approx(64 * (10 + filled * 4))
     assert least_seconds(programs["step_weights"], Chip("cpu", GIB), WORK) is None

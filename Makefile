@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PIP = -m pip install --quiet --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+MAKEFLAGS += --jobs=2 # the workers' environments are built beside the main one
 
 .PHONY: toy test check workers toy-data toy-inputs smollm2 bench clean
 

@@ -43,5 +43,11 @@ build() { # metricx or xcomet
 }
 
 python=$(find_python)
-build metricx
-build xcomet
+build metricx &
+metricx=$!
+build xcomet &
+xcomet=$!
+failed=0
+wait "$metricx" || failed=1
+wait "$xcomet" || failed=1
+exit "$failed"

@@ -47,7 +47,7 @@ class TrainProcess:
     def stderr(self) -> str:
         return self.stderr_path.read_text()
 
-    def wait_for(self, what: str, condition: Callable[[], bool], seconds: float = 300) -> None:
+    def wait_for(self, what: str, condition: Callable[[], bool], seconds: float = 600) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, f"the run ended before {what}:\n{self.stderr[-3000:]}"
@@ -79,7 +79,7 @@ class TrainProcess:
             {k: v for k, v in row.items() if not k.startswith("seconds_") and not k.endswith(CLOCKED)} for row in rows
         ]
 
-    def finish(self, seconds: float = 400) -> int:
+    def finish(self, seconds: float = 800) -> int:
         return self.process.wait(seconds)
 
     def kill(self) -> None:

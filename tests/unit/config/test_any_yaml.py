@@ -42,7 +42,7 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.dictionaries(keys, values, max_size=4))
 def test_a_file_is_a_config_or_a_config_error(flat: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +62,7 @@ def test_a_file_is_a_config_or_a_config_error(flat: dict[str, Any]) -> None:
             assert load_config(again) == cfg
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(keys, st.text(max_size=12))
 @example("model.policy_name_or_path", "~\0")
 def test_an_override_is_a_config_or_a_config_error(key: str, text: str) -> None:

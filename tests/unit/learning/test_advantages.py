@@ -55,7 +55,7 @@ def problems(draw):
     return (rewards.astype(np.float32), token_rewards.astype(np.float32), mask, scored), options
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(problems())
 def test_equals_the_formula_in_float64(problem):
     arrays, options = problem
@@ -71,7 +71,7 @@ def test_equals_the_formula_in_float64(problem):
     np.testing.assert_allclose(got.stats["unscored_fraction"], 1 - arrays[3].mean(), atol=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(problems(), st.randoms(use_true_random=False))
 def test_padding_and_the_order_of_groups_change_nothing(problem, random):
     arrays, options = problem

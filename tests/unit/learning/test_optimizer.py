@@ -58,7 +58,7 @@ def test_stacked_scales_are_not_decayed(toy):
     assert moved == {"up_proj"}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=64, max_size=64))
 def test_a_weight_and_its_low_bits_are_the_exact_f32(patterns):
     values = np.array(patterns, np.uint32).view(np.float32)

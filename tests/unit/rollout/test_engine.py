@@ -26,7 +26,7 @@ SIZES |= {"num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.25}
 @pytest.fixture(scope="module")
 def model():
     gemma = {"model_type": "gemma3_text", "query_pre_attn_scalar": 8, "sliding_window": 8}
-    layers = {"num_hidden_layers": 7, "sliding_window_pattern": 3}  # two periods and a tail
+    layers = {"num_hidden_layers": 5, "sliding_window_pattern": 2}  # two periods and a tail
     return model_from_config(SIZES | gemma | layers)
 
 

@@ -2,9 +2,9 @@
 PYTHON ?= python3
 PIP = -m pip install --quiet --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-MAKEFLAGS += --jobs=2 # the workers' environments are built beside the main one
+MAKEFLAGS += --jobs=2 # environments are built side by side
 
-.PHONY: toy test check workers toy-data toy-inputs smollm2 bench clean
+.PHONY: toy test check workers worker-metricx worker-xcomet toy-data toy-inputs smollm2 bench clean
 
 toy: .venv/.toy workers toy-data ## train the embedded default: a reward curve in minutes
 	OMP_NUM_THREADS=1 .venv/bin/python -m jax_rl.train --config configs/train_toy.yaml
@@ -17,8 +17,10 @@ check: .venv/.dev ## lint and types
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-workers: ## the metric workers' own environments
-	scripts/make_workers.sh
+workers: worker-metricx worker-xcomet ## the metric workers' own environments
+
+worker-metricx worker-xcomet: worker-%:
+	scripts/make_workers.sh $*
 
 toy-data: .cache/toy/train.jsonl ## English-Korean pairs out of installed packages
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the environments of the reward workers, .venv-metricx and .venv-xcomet, from their pinned requirements.
+# make_workers.sh KIND...: builds environments of reward workers, .venv-metricx or .venv-xcomet, from their pinned requirements.
 # What is up to date is left alone. The pins need Python 3.11 or 3.12: PYTHON may name one, else python3 is tried.
 set -eu
 cd "$(dirname "$0")/.."
@@ -43,11 +43,6 @@ build() { # metricx or xcomet
 }
 
 python=$(find_python)
-build metricx &
-metricx=$!
-build xcomet &
-xcomet=$!
-failed=0
-wait "$metricx" || failed=1
-wait "$xcomet" || failed=1
-exit "$failed"
+for kind in "$@"; do
+    build "$kind"
+done

@@ -5,7 +5,7 @@ python -m benchmarks.table results.json
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -125,20 +125,17 @@ def _aims(results: dict) -> str:
 
     def ratios(kind: str, peers: tuple[str, ...], value: Callable[[dict, str], float]) -> list[str]:
         found = []
-        for model, workloads in results["runs"].items():
-            for workload, run in workloads.items():
-                if workload.startswith(kind) and "ours" in run:
-                    parts = [f"{NAMES[p]} {value(run, 'ours') / value(run, p):.2f}" for p in peers if p in run]
-                    found += [f"{model} {workload}: {', '.join(parts)}"] if parts else []
+        for model, workload, run in _ours(results):
+            if workload.startswith(kind):
+                parts = [f"{NAMES[p]} {value(run, 'ours') / value(run, p):.2f}" for p in peers if p in run]
+                found += [f"{model} {workload}: {', '.join(parts)}"] if parts else []
         return found
 
     def shares(phase: str) -> list[str]:
         found = []
-        for model, workloads in results["runs"].items():
-            for workload, run in workloads.items():
-                if "ours" in run:
-                    limit = limit_seconds(results["limits"], model, draw(workload, MODELS[model]))[phase]
-                    found.append(f"{model} {workload}: {limit / of(run, 'ours', phase):.0%}")
+        for model, workload, run in _ours(results):
+            limit = limit_seconds(results["limits"], model, draw(workload, MODELS[model]))[phase]
+            found.append(f"{model} {workload}: {limit / of(run, 'ours', phase):.0%}")
         return found
 
     def speed(run: dict, system: str) -> float:
@@ -173,14 +170,20 @@ def _aims(results: dict) -> str:
 def _starts(results: dict) -> list[str]:
     """A start ends with an update's own work, warm or cold: in brackets, the ratio of what comes on top of it."""
     found = []
+    for model, workload, run in _ours(results):
+        warm, cold = run["ours"]["warm_start"], run["ours"]["cold_start"]
+        work = of(run, "ours", "update")
+        above = (warm - work) / (cold - work)
+        found.append(f"{model} {workload}: {warm / cold:.2f} ({above:.2f} without the update's {work:.1f} s)")
+    return found
+
+
+def _ours(results: dict) -> Iterator[tuple[str, str, dict]]:
+    """(model, workload, run) of the runs that jax_rl took part in."""
     for model, workloads in results["runs"].items():
         for workload, run in workloads.items():
             if "ours" in run:
-                warm, cold = run["ours"]["warm_start"], run["ours"]["cold_start"]
-                work = of(run, "ours", "update")
-                above = (warm - work) / (cold - work)
-                found.append(f"{model} {workload}: {warm / cold:.2f} ({above:.2f} without the update's {work:.1f} s)")
-    return found
+                yield model, workload, run
 
 
 if __name__ == "__main__":

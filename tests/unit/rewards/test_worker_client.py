@@ -57,7 +57,7 @@ def children():
     """Process ids of all our children, zombies included."""
     found = set()
     for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a thread that has ended since; the kernel gives on its children
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended since
             found |= set((task / "children").read_text().split())
     return found
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = -m pip install --quiet --constraint constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-MAKEFLAGS += --jobs=2 # environments are built side by side
+MAKEFLAGS += --jobs=3 # the three environments are built side by side
 
 .PHONY: toy test check workers worker-metricx worker-xcomet toy-data toy-inputs smollm2 bench clean
 

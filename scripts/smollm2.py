@@ -50,7 +50,7 @@ def main(folder: Path) -> int:
     batch = their_tokenizer.pad({"input_ids": encoded}, padding_side="left", return_tensors="pt")
 
     def our_generation() -> np.ndarray:
-        generated = engine.generate(params, encoded, keys, 1, SamplingParams(temperature=0.0))
+        generated = engine.generate(params, encoded, keys, 1, SamplingParams(temperature=None))
         return generated.tokens[:, generated.prompt_len :]
 
     def their_generation() -> np.ndarray:

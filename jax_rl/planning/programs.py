@@ -79,7 +79,7 @@ class Builder:
         keys = array(batch.rows, dtype=jax.eval_shape(jax.random.key, 0).dtype)
         inputs = (tokens, tokens, keys, array(batch.rows, dtype=jnp.bool_), None, places)
         sizes = work.cache_sizes
-        run = jax.jit(programs.prefill, static_argnames=("slots", "sampling"))
+        run = jax.jit(programs.prefill, static_argnames="slots")
         lower = partial(run.lower, params, *inputs, slots=sizes[0], sampling=sampling)
         flops = batch.calls * forward_flops(model, batch.prompts, work.prompt_len, 1)
         parts: dict[str, Any] = {"parameters": params, "inputs": inputs}
@@ -106,7 +106,7 @@ class Builder:
                 return made
             shardings = shardings._replace(cache=with_grown(shardings.cache, compiled.output_shardings))
         last = state(sizes[-1])
-        run = jax.jit(programs.decode, static_argnames="sampling", donate_argnames="state")
+        run = jax.jit(programs.decode, donate_argnames="state")
         lower = partial(run.lower, params, last, array(), array(), sampling=sampling)
         flops = forward_flops(model, batch.rows, work.new_tokens, work.new_tokens, before=work.prompt_len)
         parts = {"parameters": params, "kv_cache": last.cache, "inputs": _without_cache(last)}

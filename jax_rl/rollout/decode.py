@@ -76,7 +76,7 @@ class DecodePrograms:
         assert filled is not None  # a cache was handed in
         logits = self.model.logits(params, hidden[:, -1:])[:, 0]
         seen = None
-        if sampling.repetition_penalty != 1.0:
+        if sampling.repetition_penalty is not None:
             prompt = jnp.arange(tokens.shape[0])[:, None]
             seen = jnp.zeros(logits.shape, bool).at[prompt, tokens].max(positions >= 0)
 

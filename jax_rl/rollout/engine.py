@@ -73,8 +73,8 @@ class RolloutEngine:
         self.row_multiple = row_multiple
         on_cpu = jax.default_backend() == "cpu"
         programs = DecodePrograms(model, max_new_tokens, self.eos_ids, pad_id, cache_dtype, unroll=on_cpu)
-        self._prefill = jax.jit(programs.prefill, static_argnames=("slots", "sampling"))
-        self._decode = jax.jit(programs.decode, static_argnames="sampling", donate_argnames="state")
+        self._prefill = jax.jit(programs.prefill, static_argnames="slots")
+        self._decode = jax.jit(programs.decode, donate_argnames="state")
         self._grow = jax.jit(programs.grow, static_argnames="slots")
         self._keep = jax.jit(programs.keep, static_argnames="slots")
         self._announced: set[tuple] = set()
@@ -142,7 +142,7 @@ class RolloutEngine:
                 raise ValueError(f"forced_lengths need an end id and lie between 1 and {self.max_new_tokens}")
             forced_lengths = np.asarray(forced_lengths, np.int32)[last]
         places = Places.of_rows(ids // group_size, len(ids) // group_size, group_size)
-        self._announce("prefill", prompts=len(tokens), length=tokens.shape[1], rows=len(ids), sampling=sampling)
+        self._announce("prefill", prompts=len(tokens), length=tokens.shape[1], rows=len(ids), sampling=sampling.kind)
         return self._prefill(
             params,
             np.pad(tokens, fill, mode="edge"),
@@ -187,7 +187,7 @@ class RolloutEngine:
         """Decodes until `_fit` has something to do or everything has ended."""
         rows, slots = state.done.shape[0], state.cache.slots
         last_step = min(self.max_new_tokens, slots + 1)  # the newest token is not in the cache yet
-        self._announce("decode", rows=rows, slots=slots, sampling=sampling)
+        self._announce("decode", rows=rows, slots=slots, sampling=sampling.kind)
         return self._decode(
             params, state, np.int32(last_step), np.int32(next_smaller(rows, self.row_multiple)), sampling=sampling
         )

@@ -5,29 +5,38 @@ a token a function of that key and the completion's position. So a sample depend
 nor on the number of devices.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 EVAL_STREAM = 0x7FFFFFFF  # training uses the update's number, which never gets this far
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SamplingParams:
-    """`temperature` 0 is greedy, `top_k` 0, `top_p` 1 and `repetition_penalty` 1 are off."""
+    """None is off, and without a temperature the best token is taken.
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
+    A program is compiled for what is on: one serves every temperature. `top_k` alone is a shape.
+    """
+
+    temperature: ArrayLike | None = 1.0
+    top_k: int | None = field(default=None, metadata={"static": True})
+    top_p: ArrayLike | None = None
+    repetition_penalty: ArrayLike | None = None
 
     @property
-    def greedy(self) -> bool:
-        return self.temperature == 0.0
+    def kind(self) -> str:
+        """What a program is compiled for."""
+        parts = {"repetition penalty": self.repetition_penalty, "temperature": self.temperature}
+        if self.temperature is not None:
+            parts |= {f"top_k {self.top_k}": self.top_k, "top_p": self.top_p}
+        return ", ".join(name for name, value in parts.items() if value is not None) or "greedy"
 
 
 def sample_keys(seed: int, stream: int, prompt_ids: Int[np.ndarray, " N"], group_size: int) -> Key[Array, " B"]:
@@ -41,7 +50,9 @@ def sample_keys(seed: int, stream: int, prompt_ids: Int[np.ndarray, " N"], group
     return jax.vmap(of_prompt)(jnp.asarray(prompt_ids)).reshape(-1)
 
 
-def penalize_repetition(logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: float) -> Float[Array, "B V"]:
+def penalize_repetition(
+    logits: Float[Array, "B V"], seen: Bool[Array, "B V"], penalty: ArrayLike
+) -> Float[Array, "B V"]:
     """CTRL's penalty (Keskar et al. 2019) on every token of the prompt and of the completion so far."""
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
@@ -54,22 +65,67 @@ def sample_tokens(
     params: SamplingParams,
 ) -> Int[Array, " B"]:
     """One token id per row. `position` is the completion's index of the token, `seen` is None without a penalty."""
-    if params.repetition_penalty != 1.0:
+    if params.repetition_penalty is not None:
         if seen is None:
             raise ValueError("repetition_penalty needs the tokens seen so far")
         logits = penalize_repetition(logits, seen, params.repetition_penalty)
-    if params.greedy:
+    if params.temperature is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / params.temperature
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
-    if params.top_k == 0 and params.top_p == 1.0:
-        return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
-    vocab = logits.shape[-1]
-    kept, ids = lax.top_k(logits, min(params.top_k or vocab, vocab))
-    if params.top_p < 1.0:
+    keys = _fold_in(keys, position)
+    if params.top_k is not None:
+        return _draw_from_top_k(keys, logits, params.top_k, params.top_p)
+    if params.top_p is not None:
+        return _draw_from_nucleus(keys, logits, params.top_p)
+    return _draw(keys, logits)
+
+
+def _fold_in(keys: Key[Array, " B"], number: Int[Array, ""] | int) -> Key[Array, " B"]:
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def _draw(keys: Key[Array, " B"], logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """A token by its probability, in two draws: of some sqrt(V) sets of tokens one by its mass, then a token of it.
+
+    So noise is needed for 2 sqrt(V) things, not for V. A set is every n-th token: where the vocabulary lies on several
+    devices each has a part of every set, and no logit has to move.
+    """
+    rows, vocab = logits.shape
+    size = 1 << ((vocab - 1).bit_length() + 1) // 2
+    sets = jnp.pad(logits, ((0, 0), (0, -vocab % size)), constant_values=-jnp.inf).reshape(rows, size, -1)
+    drawn = jax.vmap(jax.random.categorical)(_fold_in(keys, 0), jax.nn.logsumexp(sets, axis=1))
+    tokens = jnp.take_along_axis(sets, drawn[:, None, None], axis=2)[:, :, 0]
+    return (jax.vmap(jax.random.categorical)(_fold_in(keys, 1), tokens) * sets.shape[2] + drawn).astype(jnp.int32)
+
+
+def _draw_from_nucleus(keys: Key[Array, " B"], logits: Float[Array, "B V"], top_p: ArrayLike) -> Int[Array, " B"]:
+    """Draws from all tokens until the draw lies in the nucleus, which needs no sorting: 1 / top_p times on average."""
+    probs = jax.nn.softmax(logits, axis=-1)
+    ids = jnp.arange(logits.shape[1])
+
+    def outside(token: Int[Array, " B"]) -> Bool[Array, " B"]:
+        prob = jnp.take_along_axis(probs, token[:, None], axis=1)
+        before = (probs > prob) | ((probs == prob) & (ids < token[:, None]))  # what a sort would put before it
+        return jnp.sum(probs, axis=1, where=before) >= top_p
+
+    def draw_again(state):
+        tries, token, rejected = state
+        token = jnp.where(rejected, _draw(_fold_in(keys, tries), logits), token)
+        return tries + 1, token, outside(token)
+
+    token = _draw(keys, logits)
+    return lax.while_loop(lambda state: state[2].any(), draw_again, (jnp.int32(2), token, outside(token)))[1]
+
+
+def _draw_from_top_k(
+    keys: Key[Array, " B"], logits: Float[Array, "B V"], top_k: int, top_p: ArrayLike | None
+) -> Int[Array, " B"]:
+    """Noise is drawn for the `top_k` best tokens alone, of which the nucleus may keep fewer."""
+    kept, ids = lax.top_k(logits, min(top_k, logits.shape[-1]))
+    if top_p is not None:
         probs = jax.nn.softmax(kept, axis=-1)
         mass_before = jnp.cumsum(probs, axis=-1) - probs
-        kept = jnp.where(mass_before < params.top_p, kept, -jnp.inf)
+        kept = jnp.where(mass_before < top_p, kept, -jnp.inf)
     winner = jnp.argmax(kept + _gumbel_of_ids(keys, ids), axis=-1)
     return jnp.take_along_axis(ids, winner[:, None], axis=-1)[:, 0].astype(jnp.int32)
 

@@ -22,7 +22,7 @@ def generate_plainly(model, params, prompts, keys, group_size, sampling, *, leng
 
     logprobs = [[] for _ in rows]
     ended = np.zeros(len(rows), bool)
-    draw = jax.jit(sample_tokens, static_argnums=4)
+    draw = jax.jit(sample_tokens)
     for step in range(length):
         tokens = np.array([row + [0] * (width - len(row)) for row in rows], np.int32)
         logits = next_logits(params, tokens, np.array([len(row) - 1 for row in rows]))

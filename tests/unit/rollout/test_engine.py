@@ -188,7 +188,7 @@ def test_positions_count_real_tokens_and_mark_padding(engine, params):
 
 
 def test_greedy_equals_the_argmax_of_full_forwards(engine, model, params):
-    generated = generate(engine, params, group_size=1, sampling=SamplingParams(temperature=0.0))
+    generated = generate(engine, params, group_size=1, sampling=SamplingParams(temperature=None))
     forward = jax.jit(lambda t, p: model.logits(params, model.forward(params, t, p)[0]))
     for prompt, ids in zip(PROMPTS, completions(generated)):
         text = prompt + ids
@@ -196,6 +196,17 @@ def test_greedy_equals_the_argmax_of_full_forwards(engine, model, params):
         positions = np.where(np.arange(64) < len(text), np.arange(64), -1)[None].astype(np.int32)
         best = np.asarray(forward(tokens, positions))[0].argmax(-1)
         assert best[len(prompt) - 1 : len(text) - 1].tolist() == ids
+
+
+def test_one_program_serves_every_temperature(model, params, caplog):
+    engine = RolloutEngine(model, 4, (), PAD)
+    with caplog.at_level("INFO"):
+        drawn = [
+            generate(engine, params, sampling=SamplingParams(temperature=t, top_p=p)) for t, p in ((1, 0.9), (3, 0.5))
+        ]
+    assert not np.array_equal(*(generated.tokens for generated in drawn))
+    assert engine._decode._cache_size() == engine._prefill._cache_size() == 1
+    assert sum("compiling decode" in line for line in caplog.messages) == 1
 
 
 def test_an_empty_prompt_is_refused(engine, params):

@@ -12,7 +12,7 @@ from scipy import stats
 from jax_rl.models.cache import empty_cache, grow_cache
 from jax_rl.models.sharing import keep_rows, share_prompts
 from jax_rl.rollout.engine import RolloutEngine
-from jax_rl.rollout.sampling import SamplingParams, sample_keys
+from jax_rl.rollout.sampling import SamplingParams, sample_keys, sample_tokens
 
 VOCAB, LENGTH, DRAWS, PROMPT = 6, 3, 8192, (5, 2)
 TABLE = np.random.default_rng(3).normal(size=(VOCAB, VOCAB)) * 1.5  # next-token logits after each token
@@ -35,10 +35,9 @@ def bigram_model():
 def next_token_probs(context: tuple[int, ...], p: SamplingParams) -> np.ndarray:
     """The distribution that Hugging Face's processors give, in their order, written out by hand."""
     logits = TABLE[context[-1]].copy()
+    penalty = p.repetition_penalty or 1.0
     for token in set(context):
-        logits[token] = (
-            logits[token] / p.repetition_penalty if logits[token] > 0 else logits[token] * p.repetition_penalty
-        )
+        logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
     logits = logits / p.temperature
     order = np.argsort(-logits)
     if p.top_k:
@@ -48,7 +47,7 @@ def next_token_probs(context: tuple[int, ...], p: SamplingParams) -> np.ndarray:
     kept = np.zeros(VOCAB, bool)
     mass = 0.0
     for token in order:
-        if mass < p.top_p:
+        if mass < (p.top_p or 1.0):
             kept[token] = True
         mass += probs[token]
     probs = np.where(kept, probs, 0.0)
@@ -74,6 +73,7 @@ def sequence_probs(p: SamplingParams) -> dict[tuple[int, ...], float]:
         SamplingParams(temperature=1.7),
         SamplingParams(top_k=3),
         SamplingParams(top_p=0.7),
+        SamplingParams(temperature=2.5, top_p=0.3),
         SamplingParams(repetition_penalty=1.8),
         SamplingParams(temperature=0.8, top_k=4, top_p=0.9, repetition_penalty=1.3),
     ],
@@ -106,10 +106,31 @@ def test_the_chi_square_test_tells_a_wrong_temperature():
     assert stats.chisquare(counts, next_token_probs(PROMPT, SamplingParams()) * DRAWS).pvalue < 1e-4
 
 
+@pytest.mark.parametrize("top_p", [None, 0.8])
+def test_draws_from_a_vocabulary_that_fills_no_square(top_p):
+    """300 tokens, a third of which cannot be: the frequencies, and that nothing else is drawn."""
+    rng = np.random.default_rng(0)
+    logits = np.where(np.arange(300) % 3 == 1, -np.inf, rng.normal(size=300) * 2)
+    probs = np.exp(logits) / np.exp(logits).sum()
+    if top_p:
+        order = np.argsort(-probs)
+        probs[order[np.cumsum(probs[order]) - probs[order] >= top_p]] = 0.0
+        probs /= probs.sum()
+    keys = sample_keys(3, 0, np.arange(1), 4 * DRAWS)
+    draw = jax.jit(sample_tokens)
+    rows = jnp.tile(jnp.asarray(logits, jnp.float32), (4 * DRAWS, 1))
+    counts = np.bincount(draw(rows, None, keys, 5, SamplingParams(top_p=top_p)), minlength=300)
+    assert counts.shape == (300,) and counts[probs == 0].sum() == 0
+    expected = probs * counts.sum()
+    bins = np.where(expected < 5, 300, np.arange(300))
+    merged = np.array([np.bincount(bins, weights=of, minlength=301) for of in (counts, expected)])
+    assert stats.chisquare(*merged[:, merged[1] > 0]).pvalue > 1e-4
+
+
 def test_greedy_takes_the_best_token():
     engine = RolloutEngine(bigram_model(), LENGTH, eos_ids=(), pad_id=0)
     keys = sample_keys(seed=1, stream=0, prompt_ids=np.arange(1), group_size=2)
-    tokens = engine.generate(None, [PROMPT], keys, 2, SamplingParams(temperature=0.0)).tokens[:, -LENGTH:]
+    tokens = engine.generate(None, [PROMPT], keys, 2, SamplingParams(temperature=None)).tokens[:, -LENGTH:]
     best, token = [], PROMPT[-1]
     for _ in range(LENGTH):
         token = int(TABLE[token].argmax())

@@ -10,7 +10,7 @@ toy: .venv/.toy workers toy-data ## train the embedded default: a reward curve i
 	OMP_NUM_THREADS=1 .venv/bin/python -m jax_rl.train --config configs/train_toy.yaml
 
 test: .venv/.dev workers toy-data ## run the tests
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder # runs of minutes come first
 
 check: .venv/.dev ## lint and types
 	.venv/bin/ruff check .

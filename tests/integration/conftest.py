@@ -13,10 +13,12 @@ import pytest
 
 SMALL = [
     "data.limit=40",
+    "data.max_prompt_tokens=32",  # with the skipping, one width for all: each has programs of its own to compile
+    "data.overlong_prompt_policy=skip",
     "generation.max_new_tokens=16",
     "generation.num_samples_per_prompt=4",
-    "rl.batch_size=4",
-    "rl.micro_batch_size=8",
+    "rl.batch_size=2",
+    "rl.micro_batch_size=4",
     "rl.updates=6",
     "rl.lr=1e-3",
     "eval.eval_limit=4",
@@ -26,8 +28,6 @@ SMALL = [
     "logging.tensorboard=false",
 ]
 WITHOUT_WORKERS = ["reward.metricx.enabled=false", "reward.xcomet.enabled=false", "reward.w_chrf=1.0"]
-
-
 CLOCKED = ("_per_second", "scoring_overlap")
 
 

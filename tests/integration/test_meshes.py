@@ -6,6 +6,8 @@ import pytest
 
 JOB = [
     "rl.updates=4",
+    "rl.batch_size=4",
+    "rl.micro_batch_size=8",
     "generation.max_new_tokens=8",
     "generation.prompts_per_batch=2",
     "eval.eval_every_n_updates=0",

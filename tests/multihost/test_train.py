@@ -14,13 +14,15 @@ from jax_rl.checkpoint_export import export_checkpoint
 
 SMALL = [
     "data.limit=24",
+    "data.max_prompt_tokens=32",  # with the skipping, one width for all: each has programs of its own to compile
+    "data.overlong_prompt_policy=skip",
     "generation.max_new_tokens=8",
     "generation.num_samples_per_prompt=4",
     "rl.batch_size=2",
     "rl.lr=1e-3",
     "eval.run_before_train=false",
     "eval.eval_every_n_updates=0",
-    "eval.eval_limit=1",
+    "eval.eval_limit=4",
     "eval.num_samples_per_prompt=1",
     "eval.baseline_temperature=null",
     "logging.tensorboard=false",

@@ -6,6 +6,7 @@ nor on the number of devices.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +26,10 @@ class SamplingParams:
     A program is compiled for what is on: one serves every temperature. `top_k` alone is a shape.
     """
 
-    temperature: ArrayLike | None = 1.0
+    temperature: Any = 1.0  # float, or what JAX puts in its place; so are the two below
     top_k: int | None = field(default=None, metadata={"static": True})
-    top_p: ArrayLike | None = None
-    repetition_penalty: ArrayLike | None = None
+    top_p: Any = None
+    repetition_penalty: Any = None
 
     @property
     def kind(self) -> str:

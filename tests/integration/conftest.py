@@ -1,4 +1,4 @@
-"""Small real runs of the embedded default: the toy policy, the toy metrics in their worker processes."""
+"""Small real runs of the embedded default: two layers of the toy policy, the toy metrics in their worker processes."""
 
 import json
 import os
@@ -34,12 +34,12 @@ CLOCKED = ("_per_second", "scoring_overlap")
 class TrainProcess:
     """`python -m jax_rl.train` on the toy config, as a user starts it."""
 
-    def __init__(self, repo: Path, config: Path, output_dir: Path, overrides: list[str]):
+    def __init__(self, repo: Path, config: Path, policy: Path, output_dir: Path, overrides: list[str]):
         self.log_path = output_dir / "train_log.jsonl"
         self.stderr_path = output_dir.with_name(output_dir.name + ".stderr")
-        programs = f"misc.compilation_cache_dir={repo / '.cache' / 'programs'}"
-        command = [sys.executable, "-m", "jax_rl.train", "--config", str(config)]
-        command += [*SMALL, f"logging.output_dir={output_dir}", programs, *overrides]
+        paths = [f"model.policy_name_or_path={policy}", f"logging.output_dir={output_dir}"]
+        paths.append(f"misc.compilation_cache_dir={repo / '.cache' / 'programs'}")
+        command = [sys.executable, "-m", "jax_rl.train", "--config", str(config), *SMALL, *paths, *overrides]
         with open(self.stderr_path, "ab") as stderr:
             self.process = subprocess.Popen(command, cwd=repo, stdout=subprocess.DEVNULL, stderr=stderr)
 
@@ -89,7 +89,7 @@ class TrainProcess:
 
 
 @pytest.fixture
-def start_training(repo):
+def start_training(repo, small_policy):
     """Starts `TrainProcess`es and kills what is left of them."""
     started = []
 
@@ -97,7 +97,7 @@ def start_training(repo):
 
     def start(output_dir: Path, *overrides: str, workers: bool = True, config: Path = toy) -> TrainProcess:
         rewards = [] if workers else WITHOUT_WORKERS
-        started.append(TrainProcess(repo, config, output_dir, [*rewards, *overrides]))
+        started.append(TrainProcess(repo, config, small_policy, output_dir, [*rewards, *overrides]))
         return started[-1]
 
     yield start

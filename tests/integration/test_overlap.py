@@ -11,7 +11,9 @@ from jax_rl.rollout.engine import RolloutEngine
 CHUNKS = 2
 
 
-def test_a_finished_chunk_is_scored_while_the_next_is_decoded(repo, tmp_path, chat_server, reply, monkeypatch):
+def test_a_finished_chunk_is_scored_while_the_next_is_decoded(
+    repo, small_policy, tmp_path, chat_server, reply, monkeypatch
+):
     events, decoded, generate = [], threading.Event(), RolloutEngine.generate
 
     def answer(request):
@@ -37,6 +39,7 @@ def test_a_finished_chunk_is_scored_while_the_next_is_decoded(repo, tmp_path, ch
         "timeout_sec": 400,
     }
     overrides = {
+        "model.policy_name_or_path": str(small_policy),
         "data.limit": 8,
         "generation": {"max_new_tokens": 16, "num_samples_per_prompt": 4, "prompts_per_batch": 2},
         "reward": {"w_mqm_seq": 1.0, "metricx": {"enabled": False}, "xcomet": {"enabled": False}, "mqm": mqm},

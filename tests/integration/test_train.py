@@ -176,12 +176,13 @@ def test_a_broken_row_is_refused_with_file_and_line(bad_run, tmp_path):
     assert code == 2 and f"{data}, line 2: broken JSON" in stderr and "Traceback" not in stderr and not wrote
 
 
-def test_eval_only_prints_a_table_and_updates_nothing(tmp_path, repo, capsys):
+def test_eval_only_prints_a_table_and_updates_nothing(tmp_path, repo, small_policy, capsys):
     code = train.main(
         [
             "--config",
             str(repo / "configs/train_toy.yaml"),
             "--eval-only",
+            f"model.policy_name_or_path={small_policy}",
             f"logging.output_dir={tmp_path / 'out'}",
             "reward.metricx.enabled=false",
             "reward.xcomet.enabled=false",

@@ -36,13 +36,14 @@ SMALL = [
 
 
 @pytest.fixture
-def start_hosts(repo, free_port, tmp_path):
+def start_hosts(repo, small_policy, free_port, tmp_path):
     """Starts `python -m jax_rl.train` once for each host; kills what is left at the end."""
     started: list[subprocess.Popen] = []
 
     def start(count: int, out: Path, *overrides: str) -> list[subprocess.Popen]:
         address, processes = f"127.0.0.1:{free_port()}", []
-        programs = f"misc.compilation_cache_dir={repo / '.cache' / 'programs'}"
+        paths = [f"model.policy_name_or_path={small_policy}", f"logging.output_dir={out}"]
+        paths.append(f"misc.compilation_cache_dir={repo / '.cache' / 'programs'}")
         for index in range(count):
             variables = {
                 "JAX_COORDINATOR_ADDRESS": address,
@@ -53,7 +54,7 @@ def start_hosts(repo, free_port, tmp_path):
             with (tmp_path / f"host{index}.log").open("ab") as log:
                 processes.append(
                     subprocess.Popen(
-                        [*command, *SMALL, f"logging.output_dir={out}", programs, *overrides],
+                        [*command, *SMALL, *paths, *overrides],
                         env={**os.environ, **variables},
                         cwd=repo,
                         stdout=log,

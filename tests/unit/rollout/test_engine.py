@@ -14,7 +14,7 @@ from jax_rl.rollout.sampling import SamplingParams, sample_keys
 from jax_rl.rollout.shapes import bucket, next_smaller
 from tests.unit.rollout.plain import generate_plainly
 
-VOCAB, EOS, PAD, LENGTH = 64, (1, 5), 0, 40
+VOCAB, EOS, PAD, LENGTH = 64, (1, 5), 0, 24
 PROMPTS = [[2, 9, 30, 31], [2, 8, 40], [2, *range(20, 40)]]
 SAMPLING = SamplingParams(temperature=0.9, top_k=20, top_p=0.95)
 
@@ -23,11 +23,14 @@ SIZES = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_a
 SIZES |= {"num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.25}
 
 
+def gemma3(layers):
+    more = {"model_type": "gemma3_text", "query_pre_attn_scalar": 8, "sliding_window": 8, "sliding_window_pattern": 2}
+    return model_from_config(SIZES | more | {"num_hidden_layers": layers})
+
+
 @pytest.fixture(scope="module")
 def model():
-    gemma = {"model_type": "gemma3_text", "query_pre_attn_scalar": 8, "sliding_window": 8}
-    layers = {"num_hidden_layers": 5, "sliding_window_pattern": 2}  # two periods and a tail
-    return model_from_config(SIZES | gemma | layers)
+    return gemma3(layers=3)  # a period and a tail
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +73,10 @@ def test_same_completions_as_the_plain_loop_whatever_the_shapes(model, params, m
     assert_equal_to_plain(generate(engine, params), model, params)
 
 
-def test_same_completions_as_the_plain_loop_where_layers_stay_stacked(model, params, monkeypatch):
+def test_same_completions_as_the_plain_loop_where_layers_stay_stacked(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    model = gemma3(layers=5)  # two periods, one after the other in a loop, and a tail
+    params = model.init(jax.random.key(0), jnp.float32)
     assert_equal_to_plain(generate(RolloutEngine(model, LENGTH, EOS, PAD), params), model, params)
 
 
@@ -95,12 +100,12 @@ def test_same_completions_as_the_plain_loop_with_recurrent_layers():
 
 
 def test_forced_lengths_are_the_lengths_and_end_with_the_end_id(engine, model, params):
-    forced = np.array([1, 2, 3, 40, 39, 17, 1, 8, 8, 8, 24, 5])
+    forced = np.array([1, 2, 3, 24, 23, 17, 1, 8, 8, 8, 20, 5])
     keys = sample_keys(5, 1, np.arange(3), 4)
     generated = engine.generate(params, PROMPTS, keys, 4, SAMPLING, forced_lengths=forced)
     assert [len(ids) for ids in completions(generated)] == forced.tolist()
     assert_equal_to_plain(generated, model, params, forced_lengths=forced)
-    with pytest.raises(ValueError, match="between 1 and 40"):
+    with pytest.raises(ValueError, match="between 1 and 24"):
         engine.generate(params, PROMPTS, keys, 4, SAMPLING, forced_lengths=forced + 1)
 
 
@@ -123,7 +128,8 @@ def test_completions_of_the_longest_length(model, params, length):
 
 def test_rows_that_ended_cost_nothing(model, params, caplog):
     """One long completion among eleven short ones: most steps run on one row alone."""
-    engine = RolloutEngine(model, LENGTH, EOS, PAD)
+    length = 40
+    engine = RolloutEngine(model, length, EOS, PAD)
     ran = []
     decode = engine._decode
 
@@ -134,7 +140,7 @@ def test_rows_that_ended_cost_nothing(model, params, caplog):
         return state
 
     engine._decode = spy
-    forced = np.array([3] * 6 + [LENGTH] + [6] * 5)
+    forced = np.array([3] * 6 + [length] + [6] * 5)
     with caplog.at_level("INFO"):
         engine.generate(params, PROMPTS, sample_keys(5, 1, np.arange(3), 4), 4, SAMPLING, forced_lengths=forced)
     assert ran == [(12, 2), (8, 3), (1, 27), (1, 7)]  # after 32 tokens the cache grows

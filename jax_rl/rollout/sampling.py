@@ -94,9 +94,11 @@ def _draw(keys: Key[Array, " B"], logits: Float[Array, "B V"]) -> Int[Array, " B
     rows, vocab = logits.shape
     size = 1 << ((vocab - 1).bit_length() + 1) // 2
     sets = jnp.pad(logits, ((0, 0), (0, -vocab % size)), constant_values=-jnp.inf).reshape(rows, size, -1)
-    drawn = jax.vmap(jax.random.categorical)(_fold_in(keys, 0), jax.nn.logsumexp(sets, axis=1))
+    count = sets.shape[2]
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (count + size,)))(keys)
+    drawn = jnp.argmax(jax.nn.logsumexp(sets, axis=1) + noise[:, :count], axis=1)
     tokens = jnp.take_along_axis(sets, drawn[:, None, None], axis=2)[:, :, 0]
-    return (jax.vmap(jax.random.categorical)(_fold_in(keys, 1), tokens) * sets.shape[2] + drawn).astype(jnp.int32)
+    return (jnp.argmax(tokens + noise[:, count:], axis=1) * count + drawn).astype(jnp.int32)
 
 
 def _draw_from_nucleus(keys: Key[Array, " B"], logits: Float[Array, "B V"], top_p: ArrayLike) -> Int[Array, " B"]:
@@ -115,7 +117,7 @@ def _draw_from_nucleus(keys: Key[Array, " B"], logits: Float[Array, "B V"], top_
         return tries + 1, token, outside(token)
 
     token = _draw(keys, logits)
-    return lax.while_loop(lambda state: state[2].any(), draw_again, (jnp.int32(2), token, outside(token)))[1]
+    return lax.while_loop(lambda state: state[2].any(), draw_again, (jnp.int32(0), token, outside(token)))[1]
 
 
 def _draw_from_top_k(

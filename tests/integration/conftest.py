@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ SMALL = [
     "data.max_prompt_tokens=32",  # with the skipping, one width for all: each has programs of its own to compile
     "data.overlong_prompt_policy=skip",
     "generation.max_new_tokens=16",
-    "generation.num_samples_per_prompt=4",
+    "generation.num_samples_per_prompt=2",
     "rl.batch_size=2",
-    "rl.micro_batch_size=4",
+    "rl.micro_batch_size=2",
     "rl.updates=6",
     "rl.lr=1e-3",
     "eval.eval_limit=4",
@@ -88,18 +89,38 @@ class TrainProcess:
         self.process.wait()
 
 
+@pytest.fixture(scope="module")
+def finished_training(repo, small_policy):
+    """Runs `TrainProcess`es to their end."""
+    with starting(repo, small_policy) as start:
+
+        def run(*arguments, **more) -> TrainProcess:
+            process = start(*arguments, **more)
+            assert process.finish() == 0, process.stderr[-3000:]
+            return process
+
+        yield run
+
+
 @pytest.fixture
 def start_training(repo, small_policy):
     """Starts `TrainProcess`es and kills what is left of them."""
-    started = []
+    with starting(repo, small_policy) as start:
+        yield start
 
+
+@contextmanager
+def starting(repo: Path, policy: Path) -> Iterator[Callable[..., TrainProcess]]:
+    started = []
     toy = repo / "configs" / "train_toy.yaml"
 
     def start(output_dir: Path, *overrides: str, workers: bool = True, config: Path = toy) -> TrainProcess:
         rewards = [] if workers else WITHOUT_WORKERS
-        started.append(TrainProcess(repo, config, small_policy, output_dir, [*rewards, *overrides]))
+        started.append(TrainProcess(repo, config, policy, output_dir, [*rewards, *overrides]))
         return started[-1]
 
-    yield start
-    for process in started:
-        process.kill()
+    try:
+        yield start
+    finally:
+        for process in started:
+            process.kill()

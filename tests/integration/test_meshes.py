@@ -7,6 +7,7 @@ import pytest
 JOB = [
     "rl.updates=4",
     "rl.batch_size=4",
+    "generation.num_samples_per_prompt=4",
     "rl.micro_batch_size=8",
     "generation.max_new_tokens=8",
     "generation.prompts_per_batch=2",
@@ -45,12 +46,9 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("meshes")
 
 
-@pytest.fixture
-def one_device(folder, start_training):
-    """Made once: a run that is complete does no update."""
-    run = start_training(folder / "one", *JOB, workers=False)
-    assert run.finish() == 0, run.stderr[-3000:]
-    return run
+@pytest.fixture(scope="module")
+def one_device(folder, finished_training):
+    return finished_training(folder / "one", *JOB, workers=False)
 
 
 @pytest.mark.parametrize("name", MESHES)

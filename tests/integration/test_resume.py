@@ -15,12 +15,10 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.fixture
-def uninterrupted(folder, start_training):
-    """The run that the others are compared with: made once, then only read (a run that is complete does no update)."""
-    run = start_training(folder / "uninterrupted")
-    assert run.finish() == 0, run.stderr[-3000:]
-    return run
+@pytest.fixture(scope="module")
+def uninterrupted(folder, finished_training):
+    """The run that the others are compared with."""
+    return finished_training(folder / "uninterrupted")
 
 
 def assert_same_run(run, reference):

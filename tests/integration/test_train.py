@@ -43,7 +43,7 @@ def test_what_a_run_leaves_behind(tmp_path, start_training, repo):
     assert sum(phases.values()) - phases["seconds_total"] <= phases["seconds_total"], "phases follow one another"
     assert 0 <= train_row["seconds_scoring_overlapped"] <= train_row["seconds_scoring"] + 1e-9
     rollouts = [json.loads(line) for line in (out / "train_rollouts.jsonl").read_text().splitlines()]
-    assert len(rollouts) == 6 * 2 * 4
+    assert len(rollouts) == 6 * 2 * 2
     assert {"completion_text", "scores", "spans", "advantage", "finish_reason"} <= rollouts[0].keys()
     assert_transformers_loads(out / "final")
     again = load_config(out / "resolved_config.yaml")
@@ -93,10 +93,10 @@ def test_a_finished_run_started_again_changes_nothing(tmp_path, start_training):
 
 
 def test_micro_batches_change_no_loss(tmp_path, start_training):
-    """Micro-batches of 8 completions, of 1, and packed under a budget that takes several: the same samples, and losses
+    """Micro-batches of 4 completions, of 1, and packed under a budget that takes several: the same samples, and losses
     equal to 1e-5."""
     logs = []
-    for name, size in (("micro_batch_size", 8), ("micro_batch_size", 1), ("micro_batch_tokens", 128)):
+    for name, size in (("micro_batch_size", 4), ("micro_batch_size", 1), ("micro_batch_tokens", 128)):
         run = start_training(tmp_path / f"{name}-{size}", f"rl.{name}={size}", "rl.updates=3", workers=False)
         assert run.finish() == 0, run.stderr[-3000:]
         logs.append([row for row in run.log() if row["type"] == "train"])
@@ -116,8 +116,8 @@ def test_too_few_scores_stop_the_run_with_its_state_saved(tmp_path, start_traini
     overrides = [f"data.train_file={data}", f"data.eval_file={data}", "data.limit=8", "eval.run_before_train=false"]
     run = start_training(out, *overrides, workers=False)
     assert run.finish() == 1
-    assert "only 0 of 8 completions have a score, less than reward.min_scored_fraction 0.5" in run.stderr
-    assert "8 x chrf: " in run.stderr
+    assert "only 0 of 4 completions have a score, less than reward.min_scored_fraction 0.5" in run.stderr
+    assert "4 x chrf: " in run.stderr
     assert (out / "checkpoint-0" / "meta.json").is_file()
 
 

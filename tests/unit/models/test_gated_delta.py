@@ -7,6 +7,8 @@ import pytest
 
 from jax_rl.models import gated_delta
 
+chunked = jax.jit(gated_delta.chunked, static_argnames="chunk")
+recurrent = jax.jit(gated_delta.recurrent)
 B, T, HK, HV, DK, DV = 2, 75, 2, 4, 16, 8  # 75 tokens: chunks of 32 and a rest
 
 
@@ -43,7 +45,7 @@ def by_definition(q, k, v, g, beta, state):
     return out, state
 
 
-@pytest.mark.parametrize("form", [gated_delta.recurrent, gated_delta.chunked])
+@pytest.mark.parametrize("form", [recurrent, chunked])
 def test_both_forms_follow_the_equations(form, inputs, state):
     for ours, true in zip(form(*inputs, state), by_definition(*inputs, state), strict=True):
         np.testing.assert_allclose(ours, true, atol=2e-5)
@@ -51,7 +53,7 @@ def test_both_forms_follow_the_equations(form, inputs, state):
 
 @pytest.mark.parametrize("chunk", [16, 64, 128])
 def test_the_chunks_length_does_not_matter(inputs, state, chunk):
-    for a, b in zip(gated_delta.chunked(*inputs, state, chunk=chunk), gated_delta.chunked(*inputs, state), strict=True):
+    for a, b in zip(chunked(*inputs, state, chunk=chunk), chunked(*inputs, state), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -65,7 +67,7 @@ def test_gradients_are_those_of_the_recurrent_form(inputs, state):
 
         return jax.jit(jax.grad(total, argnums=tuple(range(6))))(*inputs, state)
 
-    for a, b in zip(gradients(gated_delta.chunked), gradients(gated_delta.recurrent), strict=True):
+    for a, b in zip(gradients(chunked), gradients(recurrent), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
@@ -73,16 +75,16 @@ def test_fast_decay_gives_finite_gradients(inputs, state):
     q, k, v, g, beta = inputs
 
     def total(g):
-        return jnp.sum(gated_delta.chunked(q, k, v, g, beta, state)[0] ** 2)
+        return jnp.sum(chunked(q, k, v, g, beta, state)[0] ** 2)
 
-    assert np.isfinite(jax.grad(total)(200 * g)).all()
+    assert np.isfinite(jax.jit(jax.grad(total))(200 * g)).all()
 
 
 def test_the_state_is_handed_on(inputs, state):
-    whole, last = gated_delta.chunked(*inputs, state)
+    whole, last = chunked(*inputs, state)
     first = [x[:, :40] for x in inputs]
-    out, middle = gated_delta.chunked(*first, state)
-    rest, end = gated_delta.recurrent(*(x[:, 40:] for x in inputs), middle)
+    out, middle = chunked(*first, state)
+    rest, end = recurrent(*(x[:, 40:] for x in inputs), middle)
     np.testing.assert_allclose(jnp.concatenate([out, rest], axis=1), whole, atol=1e-5)
     np.testing.assert_allclose(end, last, atol=1e-5)
 
@@ -90,10 +92,10 @@ def test_the_state_is_handed_on(inputs, state):
 def test_a_segment_starts_from_nothing(inputs, state):
     cuts = [0, 20, 32, 33, 70, T]  # at a chunk's edge, inside one, a single token
     segments = jnp.asarray(np.repeat(np.arange(5), np.diff(cuts)), jnp.int32)
-    packed, last = gated_delta.chunked(*inputs, state, jnp.broadcast_to(segments, (B, T)))
+    packed, last = chunked(*inputs, state, jnp.broadcast_to(segments, (B, T)))
     for number, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
         before = state if number == 0 else jnp.zeros_like(state)
-        alone, after = gated_delta.recurrent(*(x[:, start:end] for x in inputs), before)
+        alone, after = recurrent(*(x[:, start:end] for x in inputs), before)
         np.testing.assert_allclose(packed[:, start:end], alone, atol=1e-5)
     np.testing.assert_allclose(last, after, atol=1e-5)
 
@@ -102,14 +104,14 @@ def test_tokens_without_decay_and_step_change_nothing(inputs, state):
     q, k, v, g, beta = inputs
     real = jnp.arange(T) % 7 != 3
     g, beta = g * real[:, None], beta * real[:, None]
-    with_pads, last = gated_delta.chunked(q, k, v, g, beta, state)
+    with_pads, last = chunked(q, k, v, g, beta, state)
     kept = np.flatnonzero(real)
-    without, end = gated_delta.chunked(*(x[:, kept] for x in (q, k, v, g, beta)), state)
+    without, end = chunked(*(x[:, kept] for x in (q, k, v, g, beta)), state)
     np.testing.assert_allclose(with_pads[:, kept], without, atol=1e-5)
     np.testing.assert_allclose(last, end, atol=1e-5)
 
 
 def test_the_inverse_of_a_unit_lower_triangle():
     strict = np.tril(np.random.default_rng(3).normal(size=(3, 16, 16)), -1).astype(np.float32) * 0.3
-    ours = gated_delta.invert_unit_lower(jnp.asarray(strict))
+    ours = jax.jit(gated_delta.invert_unit_lower)(strict)
     np.testing.assert_allclose(ours, np.linalg.inv(np.eye(16) + strict.astype(np.float64)), atol=1e-5)

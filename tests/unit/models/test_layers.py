@@ -44,14 +44,14 @@ def test_causal_attention_in_blocks(monkeypatch, length, window):
     positions, segments = packed_rows(length)
     mask = visible(positions, positions, window, segments, segments)
     seen = np.asarray(mask).any(axis=2)
-    out = causal_attention(q, k, v, mask, SCALE)
+    out = jax.jit(lambda *qkv: causal_attention(*qkv, mask, SCALE))(q, k, v)
     expected = slowly(*map(np.asarray, (q, k, v, mask)))
     np.testing.assert_allclose(np.asarray(out)[seen], expected[seen], atol=2e-6)
 
     weights = jax.random.normal(keys[3], out.shape) * seen[:, :, None, None]
 
     def gradients(attend):
-        return jax.grad(lambda q, k, v: jnp.sum(weights * attend(q, k, v, mask, SCALE)), (0, 1, 2))(q, k, v)
+        return jax.jit(jax.grad(lambda *qkv: jnp.sum(weights * attend(*qkv, mask, SCALE)), (0, 1, 2)))(q, k, v)
 
     for ours, whole in zip(gradients(causal_attention), gradients(layers.attention), strict=True):
         np.testing.assert_allclose(ours, whole, atol=1e-5)

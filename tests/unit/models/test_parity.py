@@ -48,33 +48,41 @@ def padded(rows, lengths, width, side):
     return tokens, positions
 
 
-def make_forward(model):
+@pytest.fixture(scope="module")
+def forward(pair):
+    """Logits, as numpy's, and the cache."""
+    _, model, _ = pair
+
+    @jax.jit
     def run(params, tokens, positions, cache=None, segments=None):
         hidden, cache = model.forward(params, tokens, positions, cache=cache, segments=segments)
         return model.logits(params, hidden), cache
 
-    return jax.jit(run)
+    def logits_and_cache(*args, **more):
+        logits, cache = run(*args, **more)
+        return np.asarray(logits, np.float32), cache
+
+    return logits_and_cache
 
 
 def assert_close(ours, theirs, what):
-    difference = np.abs(np.asarray(ours) - theirs).max()
+    difference = np.abs(ours - theirs).max()
     print(f"\n{what}: {difference:.1e} of {np.abs(theirs).max():.0f}", end="")
     assert difference < TOLERANCE, what
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padded_rows(pair, rows, reference, side):
+def test_padded_rows(pair, forward, rows, reference, side):
     _, model, params = pair
     tokens, positions = padded(rows, LENGTHS + STEPS, 80, side)
-    logits, _ = make_forward(model)(params, tokens, positions)
+    logits, _ = forward(params, tokens, positions)
     ours = np.concatenate([logits[i][positions[i] >= 0] for i in range(len(rows))])
     assert_close(ours, np.concatenate(reference), f"{model.family.name} forward, {side} padding")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_prefill_and_decoding(pair, rows, reference, side):
+def test_prefill_and_decoding(pair, forward, rows, reference, side):
     _, model, params = pair
-    forward = make_forward(model)
     tokens, positions = padded(rows, LENGTHS, 66, side)
     logits, cache = forward(params, tokens, positions, model.init_cache(3, 66 + STEPS, jnp.float32))
     ours = np.concatenate([logits[i][positions[i] >= 0] for i in range(3)])
@@ -89,16 +97,16 @@ def test_prefill_and_decoding(pair, rows, reference, side):
     assert int(cache.length) == 66 + STEPS
 
 
-def test_packed_rows(pair, rows, reference):
+def test_packed_rows(pair, forward, rows, reference):
     _, model, params = pair
     tokens = np.concatenate(rows)[None].astype(np.int32)
     positions = np.concatenate([np.arange(len(row)) for row in rows])[None].astype(np.int32)
     segments = np.concatenate([np.full(len(row), i + 1) for i, row in enumerate(rows)])[None].astype(np.int32)
-    logits, _ = make_forward(model)(params, tokens, positions, segments=segments)
+    logits, _ = forward(params, tokens, positions, segments=segments)
     assert_close(logits[0], np.concatenate(reference), f"{model.family.name} packed")
 
 
-def test_a_shared_prefix_with_several_continuations(pair, rows):
+def test_a_shared_prefix_with_several_continuations(pair, forward, rows):
     """[prompt | c1 | c2] in one row: each continuation as if it stood alone behind the prompt."""
     hf, model, params = pair
     if model.family.recurrent:
@@ -110,9 +118,7 @@ def test_a_shared_prefix_with_several_continuations(pair, rows):
     tokens = np.concatenate([prompt, *parts])[None].astype(np.int32)
     positions = np.concatenate([np.arange(len(prompt)), *(len(prompt) + np.arange(len(part)) for part in parts)])
     segments = np.repeat([0, 1, 2], [len(prompt), *map(len, parts)])
-    logits, _ = make_forward(model)(
-        params, tokens, positions[None].astype(np.int32), segments=segments[None].astype(np.int32)
-    )
+    logits, _ = forward(params, tokens, positions[None].astype(np.int32), segments=segments[None].astype(np.int32))
     assert_close(logits[0, len(prompt) :], np.concatenate(theirs), f"{model.family.name} shared prefix")
 
 
@@ -134,7 +140,7 @@ def test_gradients_of_a_completions_logprob(pair, rows, remat):
         log_probs = jax.nn.log_softmax(model.logits(params, hidden)[0])
         return log_probs[jnp.arange(start - 1, len(row) - 1), row[start:]].sum()
 
-    gradients = jax.tree.leaves(jax.jit(jax.grad(logprob))(params))
+    gradients = map(np.asarray, jax.tree.leaves(jax.jit(jax.grad(logprob))(params)))
     worst = 0.0
     for spec, ours in zip(spec_leaves(model.specs), gradients, strict=True):
         for name, mine in zip(spec.hf_names, ours if spec.stacked else [ours], strict=True):
@@ -144,9 +150,8 @@ def test_gradients_of_a_completions_logprob(pair, rows, remat):
     print(f"\n{model.family.name} gradients: {worst:.1e} of each tensor's largest", end="")
 
 
-def test_a_padding_token_changes_nothing(pair, rows):
+def test_a_padding_token_changes_nothing(pair, forward, rows):
     _, model, params = pair
-    forward = make_forward(model)
     tokens, positions = padded(rows, LENGTHS, 80, "left")
     other = np.where(positions >= 0, tokens, 77)
     a, b = forward(params, tokens, positions)[0], forward(params, other, positions)[0]
@@ -154,7 +159,7 @@ def test_a_padding_token_changes_nothing(pair, rows):
     assert np.isfinite(a).all()
 
 
-def test_bfloat16_is_as_close_to_float32_as_that_of_transformers(pair, rows, reference):
+def test_bfloat16_is_as_close_to_float32_as_that_of_transformers(pair, forward, rows, reference):
     """Mean |difference| of log probabilities to transformers in float32, of the longest row."""
     hf, model, params = pair
     cut = jax.tree.map(lambda spec, p: p.astype(spec.dtype(jnp.bfloat16)), model.specs, params)
@@ -163,9 +168,9 @@ def test_bfloat16_is_as_close_to_float32_as_that_of_transformers(pair, rows, ref
     half.load_state_dict(hf.state_dict())
     with torch.no_grad():
         theirs = half.bfloat16()(input_ids=torch.tensor(row)[None], use_cache=False).logits[0].float().log_softmax(-1)
-    ours, _ = make_forward(model)(cut, row[None].astype(np.int32), np.arange(len(row), dtype=np.int32)[None])
+    ours, _ = forward(cut, row[None].astype(np.int32), np.arange(len(row), dtype=np.int32)[None])
     exact = torch.tensor(reference[0]).log_softmax(-1).numpy()
-    our_error = np.abs(np.asarray(jax.nn.log_softmax(ours[0])) - exact).mean()
+    our_error = np.abs(torch.tensor(ours[0]).log_softmax(-1).numpy() - exact).mean()
     their_error = np.abs(theirs.numpy() - exact).mean()
     print(f"\n{model.family.name} bfloat16: ours {our_error:.4f}, transformers {their_error:.4f}", end="")
     assert our_error < 1.1 * their_error

@@ -96,7 +96,7 @@ def test_micro_batches_change_no_loss(tmp_path, start_training):
     """Micro-batches of 4 completions, of 1, and packed under a budget that takes several: the same samples, and losses
     equal to 1e-5."""
     logs = []
-    for name, size in (("micro_batch_size", 4), ("micro_batch_size", 1), ("micro_batch_tokens", 128)):
+    for name, size in (("micro_batch_size", 4), ("micro_batch_size", 1), ("micro_batch_tokens", 64)):
         run = start_training(tmp_path / f"{name}-{size}", f"rl.{name}={size}", "rl.updates=3", workers=False)
         assert run.finish() == 0, run.stderr[-3000:]
         logs.append([row for row in run.log() if row["type"] == "train"])

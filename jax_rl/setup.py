@@ -222,22 +222,12 @@ def configure_jax(cfg: Config) -> None:
 def training_sampling(cfg: Config) -> SamplingParams:
     """How the completions of an update are drawn."""
     g = cfg.generation
-    return SamplingParams(
-        temperature=(g.temperature or None) if g.do_sample else None,
-        top_k=g.top_k or None,
-        top_p=_unless_1(g.top_p),
-        repetition_penalty=_unless_1(g.repetition_penalty),
-    )
+    return SamplingParams.of(g.temperature if g.do_sample else 0.0, g.top_k, g.top_p, g.repetition_penalty)
 
 
 def evaluation_sampling(cfg: Config, temperature: float) -> SamplingParams:
     """How those of an evaluation are drawn: nothing is cut off."""
-    penalty = _unless_1(cfg.generation.repetition_penalty)
-    return SamplingParams(temperature=temperature or None, repetition_penalty=penalty)
-
-
-def _unless_1(value: float) -> float | None:
-    return None if value == 1.0 else value
+    return SamplingParams.of(temperature, repetition_penalty=cfg.generation.repetition_penalty)
 
 
 def cache_dtype(cfg: Config) -> jnp.dtype:

@@ -31,6 +31,18 @@ class SamplingParams:
     top_p: Any = None
     repetition_penalty: Any = None
 
+    @classmethod
+    def of(
+        cls, temperature: float, top_k: int = 0, top_p: float = 1.0, repetition_penalty: float = 1.0
+    ) -> "SamplingParams":
+        """From a config's numbers: temperature 0 is greedy, top_k 0, top_p 1 and repetition_penalty 1 are off."""
+        return cls(
+            temperature=temperature or None,
+            top_k=top_k or None,
+            top_p=None if top_p == 1 else top_p,
+            repetition_penalty=None if repetition_penalty == 1 else repetition_penalty,
+        )
+
     @property
     def kind(self) -> str:
         """What a program is compiled for."""
@@ -116,8 +128,9 @@ def _draw_from_nucleus(keys: Key[Array, " B"], logits: Float[Array, "B V"], top_
         token = jnp.where(rejected, _draw(_fold_in(keys, tries), logits), token)
         return tries + 1, token, outside(token)
 
-    token = _draw(keys, logits)
-    return lax.while_loop(lambda state: state[2].any(), draw_again, (jnp.int32(0), token, outside(token)))[1]
+    rows = len(logits)
+    start = (jnp.int32(0), jnp.zeros(rows, jnp.int32), jnp.ones(rows, bool))
+    return lax.while_loop(lambda state: state[2].any(), draw_again, start)[1]
 
 
 def _draw_from_top_k(

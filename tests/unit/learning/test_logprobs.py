@@ -58,6 +58,26 @@ def test_values_and_gradients_equal_those_of_full_logits(blocks):
         np.testing.assert_allclose(a, b, atol=5e-6)
 
 
+def test_a_vocabulary_without_a_fitting_divisor_is_cut_with_a_rest():
+    """Of 37 = 6 * 6 + 1 tokens each is a target, the rest too."""
+    hidden, unembed, _ = problem(batch=1, length=37, vocab=37, scale=0.5)
+    inputs = hidden, unembed, jnp.arange(37, dtype=jnp.int32)[None]
+    chunked = partial(completion_logprobs, logits_at_once=37 * 37 // 5)
+    assert count_blocks(37, 37, 37 * 37 // 5) == 6 and 37 % 6
+    for mine, right in zip(jax.jit(chunked)(*inputs), whole(*inputs), strict=True):
+        np.testing.assert_allclose(mine, right, atol=2e-6)
+    for a, b in zip(gradient_of(chunked)(*inputs), gradient_of(whole)(*inputs), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+@pytest.mark.parametrize("vocab", [262_144, 262_208, 248_320, 151_936, 151_665, 128_256, 128_257, 32_001, 262_147])
+@pytest.mark.parametrize("tokens", [1, 8192, 32_768])
+def test_blocks_hold_about_as_many_logits_as_asked_for(vocab, tokens):
+    at_once = 2**24
+    block = tokens * -(-vocab // count_blocks(vocab, tokens, at_once))
+    assert min(at_once / 2, vocab * tokens) * 0.99 <= block <= at_once * 2.01
+
+
 def test_large_logits_stay_finite_and_exact():
     hidden, unembed, targets = problem(scale=100.0)
     got = completion_logprobs(hidden, unembed, targets)
@@ -98,6 +118,7 @@ def test_the_gradient_never_holds_all_logits():
     logits = many * vocab * 4
     assert gradient_temp_bytes(many, vocab, whole) > logits  # the measure sees them where they are
     small, large = (gradient_temp_bytes(tokens, vocab, completion_logprobs) for tokens in (few, many))
+    assert gradient_temp_bytes(many, vocab + 1, completion_logprobs) < logits / 2  # 65537 is prime
     assert large < logits / 2
     assert large - small < (many - few) * vocab * 4 / 20  # 8 times the tokens: a few columns each, not V
 

@@ -141,7 +141,7 @@ def _group(tokens: np.ndarray, positions: np.ndarray, mask: np.ndarray, packing:
         end = int(np.flatnonzero(mask[i])[-1]) + 1
         completion = (int(i), tokens[i, prompt_width : prompt_width + end])
         last = rows[-1] if rows and packing.shares_prompts else None
-        if last and np.array_equal(last.prompt, prompt) and last.length + end - 1 <= longest:
+        if last and np.array_equal(last.prompt, prompt) and bucket(last.length + end - 1) <= longest:
             last.completions.append(completion)
         else:
             rows.append(_Row(prompt, [completion]))

@@ -72,10 +72,11 @@ def run_update(
         totals = programs.start(state.params, names)
         for micro_batch in micro_batches:
             totals = programs.accumulate(state.params, frozen, totals, _place_rows(micro_batch, programs.layout))
+        # the last step's count, read when this one's work is under way: the devices do not wait for the host
+        if done and int(state.skipped_in_row) >= rl.max_skipped_steps:
+            break
         state, stats = programs.step(state, totals)
         done.append(stats)
-        if int(state.skipped_in_row) >= rl.max_skipped_steps:
-            break
     return state, _average([{name: float(x) for name, x in stats.items()} for stats in jax.device_get(done)])
 
 

@@ -63,33 +63,36 @@ def generate_rollouts(
     give the order of `prompts` back.
 
     Args:
-        prompt_ids: a stable number of each prompt (its row in the data set), part of its samples' keys.
+        prompt_ids: a stable number of each prompt (its row in the data set), part of its samples' keys. One that comes
+            again (an epoch ends in the middle of an update) gets the samples that follow those of the first time.
         seed, stream: the rest of the keys; `stream` is the update's number or `sampling.EVAL_STREAM`.
     """
     size = prompts_per_batch or len(prompts)
+    ids = np.asarray(prompt_ids, np.int32)
+    first_samples = np.array([group_size * np.sum(ids[:i] == ids[i]) for i in range(len(ids))], np.int32)
     order = np.argsort([len(p.token_ids) for p in prompts], kind="stable")
     for start in range(0, len(prompts), size):
         numbers = np.sort(order[start : start + size])
         chunk = [prompts[i] for i in numbers]
-        keys = sample_keys(seed, stream, np.asarray(prompt_ids, np.int32)[numbers], group_size)
+        keys = sample_keys(seed, stream, ids[numbers], group_size, first_samples[numbers])
         generated = engine.generate(params, [p.token_ids for p in chunk], keys, group_size, sampling)
         rows = [prompt for prompt in chunk for _ in range(group_size)]
         rollouts = []
         for row, prompt in enumerate(rows):
             length = int(generated.mask[row].sum())
-            ids = generated.tokens[row, generated.prompt_len : generated.prompt_len + length].tolist()
-            text, offsets = compute_token_char_offsets(tokenizer, ids)
+            sampled = generated.tokens[row, generated.prompt_len : generated.prompt_len + length].tolist()
+            text, offsets = compute_token_char_offsets(tokenizer, sampled)
             rollouts.append(
                 Rollout(
                     example_id=prompt.example.example_id,
                     prompt_text=prompt.text,
                     prompt_input_ids=list(prompt.token_ids),
                     completion_text=text,
-                    completion_token_ids=ids,
+                    completion_token_ids=sampled,
                     old_logprobs=generated.logp[row, :length].tolist(),
                     ref_logprobs=None,
                     token_char_offsets=offsets,
-                    finish_reason="stop" if ids[-1] in engine.eos_ids else "length",
+                    finish_reason="stop" if sampled[-1] in engine.eos_ids else "length",
                 )
             )
         places = (numbers[:, None] * group_size + np.arange(group_size)).reshape(-1)

@@ -52,15 +52,26 @@ class SamplingParams:
         return ", ".join(name for name, value in parts.items() if value is not None) or "greedy"
 
 
-def sample_keys(seed: int, stream: int, prompt_ids: Int[np.ndarray, " N"], group_size: int) -> Key[Array, " B"]:
-    """Keys of the B = N * group_size completions, row `n * group_size + k` being sample k of prompt n."""
+def sample_keys(
+    seed: int,
+    stream: int,
+    prompt_ids: Int[np.ndarray, " N"],
+    group_size: int,
+    first_samples: Int[np.ndarray, " N"] | None = None,
+) -> Key[Array, " B"]:
+    """Keys of the B = N * group_size completions, row `n * group_size + k` being sample k of prompt n.
+
+    first_samples: the number of each prompt's first sample, 0 by default; of a prompt that was sampled before under the
+        same seed and stream, as many as there were.
+    """
     base = jax.random.fold_in(jax.random.key(seed), stream)
 
-    def of_prompt(prompt_id):
+    def of_prompt(prompt_id, first):
         key = jax.random.fold_in(base, prompt_id)
-        return jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(group_size))
+        return jax.vmap(lambda k: jax.random.fold_in(key, k))(first + jnp.arange(group_size))
 
-    return jax.vmap(of_prompt)(jnp.asarray(prompt_ids)).reshape(-1)
+    first = np.zeros(len(prompt_ids), np.int32) if first_samples is None else first_samples
+    return jax.vmap(of_prompt)(jnp.asarray(prompt_ids), jnp.asarray(first)).reshape(-1)
 
 
 def penalize_repetition(

@@ -16,6 +16,7 @@ from jax_rl.toy.tokenizer import save_tokenizer, train_tokenizer
 
 VOCAB, GROUP = 300, 2
 LENGTHS = (40, 3, 20, 3, 33, 7, 41)
+ALL = range(len(LENGTHS))
 SAMPLING = SamplingParams(temperature=1.0, top_k=50)
 
 
@@ -31,11 +32,12 @@ def generate(tmp_path_factory):
     prompts = [Prompt(_example(i), "p", tuple(range(10, 10 + n))) for i, n in enumerate(LENGTHS)]
     fixed = dict(group_size=GROUP, sampling=SAMPLING, seed=1, stream=2)
 
-    def run(prompts_per_batch):
+    def run(prompts_per_batch, numbers=ALL, ids=ALL, **changes):
         tokenizer = Tokenizer.load(folder)
-        ids = range(len(prompts))
+        chosen = [prompts[n] for n in numbers]
+        how = fixed | changes
         return list(
-            generate_rollouts(engine, params, tokenizer, prompts, ids, prompts_per_batch=prompts_per_batch, **fixed)
+            generate_rollouts(engine, params, tokenizer, chosen, ids, prompts_per_batch=prompts_per_batch, **how)
         )
 
     return run
@@ -65,3 +67,13 @@ def test_batches_put_together_are_one_batch_in_the_order_of_the_prompts(generate
     assert in_order(parts, [[r.example_id for r in part.rollouts] for part in parts]) == [
         r.example_id for r in whole.rollouts
     ]
+
+
+@pytest.mark.parametrize("prompts_per_batch", [0, 1])
+def test_a_prompt_that_comes_again_in_an_update_is_sampled_anew(generate, prompts_per_batch):
+    """An update that ends one epoch and begins the next: what it gets is one group of twice the size."""
+    parts = generate(prompts_per_batch, numbers=(5, 1, 5), ids=(5, 1, 5))
+    sampled = [r.completion_token_ids for r in concatenate(parts, pad_id=0).rollouts]
+    (large,) = generate(0, numbers=(5,), ids=(5,), group_size=2 * GROUP)
+    assert sampled[:GROUP] + sampled[-GROUP:] == [r.completion_token_ids for r in large.rollouts]
+    assert sampled[:GROUP] != sampled[-GROUP:]

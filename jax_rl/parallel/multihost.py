@@ -173,11 +173,9 @@ class Hosts:
             self._client.key_value_set(f"{_REACHED}/{self.index}", str(number), allow_overwrite=True)
             self._reached = (number, what, time.monotonic())
 
-    def own_rows(self, total: int, group_size: int = 1) -> slice:
-        """The completions whose scores are this host's to get: a run of whole groups, dealt out evenly."""
-        groups = total // group_size
-        first, last = (groups * i // self.count * group_size for i in (self.index, self.index + 1))
-        return slice(first, last)
+    def own_rows(self, total: int) -> slice:
+        """The rows, of so many, that this host works on: an even share, in one piece."""
+        return slice(total * self.index // self.count, total * (self.index + 1) // self.count)
 
     def end_all(self, message: str, code: int) -> None:
         """Ends this process, and the others with this one's message; for a failure that no other process shares.

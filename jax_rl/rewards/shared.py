@@ -9,7 +9,7 @@ from jax_rl.rewards.scoring import CompletionScores, Scorer, ScoringCounts
 from jax_rl.rewards.types import ErrorSpan, Missing, Score, Scored, Translation
 
 Gather = Callable[[str, Any], list[Any]]  # (what it is, this host's value) -> every host's, in order
-OwnRows = Callable[[int], slice]  # number of rows -> this host's; those of all hosts, in order, are all
+OwnRows = Callable[[int], slice]  # of so many -> this host's; those of all hosts, in order, are all
 
 
 class SharedScorer:
@@ -19,12 +19,23 @@ class SharedScorer:
         self._scorer, self._gather, self._own_rows = scorer, gather, own_rows
 
     def submit(self, batch: Sequence[Translation]) -> "SharedScores":
-        """Starts scoring this host's share: a run of rows, so that most groups stay together."""
-        return SharedScores(self._scorer.submit(batch[self._own_rows(len(batch))]), self._gather)
+        """Starts scoring this host's share.
+
+        Equal translations are one host's: in two hosts' batches they would get unlike scores.
+        """
+        numbers: dict[Translation, int] = {}
+        of_row = [numbers.setdefault(translation, len(numbers)) for translation in batch]
+        dealt = sorted(range(len(batch)), key=of_row.__getitem__)  # the hosts' rows, one host after the other
+        own = range(len(numbers))[self._own_rows(len(numbers))]
+        return SharedScores(self._scorer.submit([batch[i] for i in dealt if of_row[i] in own]), dealt, self._gather)
 
     def score(self, batch: Sequence[Translation]) -> list[CompletionScores]:
         """`submit`, and wait."""
         return self.submit(batch).result()
+
+    def wait_until_ready(self) -> None:
+        """As `Scorer`'s, for this host's metrics."""
+        self._scorer.wait_until_ready()
 
     def take_counts(self) -> ScoringCounts:
         """What happened on all hosts since the last call; `busy` is of this one, as clocks of hosts do not compare."""
@@ -47,12 +58,13 @@ AnyScorer = Scorer | SharedScorer
 class SharedScores:
     """What `SharedScorer.submit` gives: all hosts must ask for the results, in the order of their submission."""
 
-    def __init__(self, own: "Future[list[CompletionScores]]", gather: Gather) -> None:
-        self._own, self._gather = own, gather
+    def __init__(self, own: "Future[list[CompletionScores]]", dealt: Sequence[int], gather: Gather) -> None:
+        self._own, self._dealt, self._gather = own, dealt, gather
 
     def result(self) -> list[CompletionScores]:
         parts = self._gather("scores", [_to_plain(scores) for scores in self._own.result()])
-        return [_from_plain(plain) for part in parts for plain in part]
+        in_turn = [_from_plain(plain) for part in parts for plain in part]
+        return [scores for _, scores in sorted(zip(self._dealt, in_turn, strict=True), key=lambda pair: pair[0])]
 
 
 def _to_plain(scores: CompletionScores) -> list[Any]:

@@ -21,7 +21,7 @@ if action == "gather":
             {"turn": turn, "host": host, "text": "가" * 1000 * host} for host in range(count)
         ]
     assert hosts.any("flag", index == count - 1) and not hosts.any("flag", False)
-    print(*[hosts.own_rows(24, 4).indices(24)[:2]])
+    print(*[hosts.own_rows(25).indices(25)[:2]])
 elif action == "raise":
     if index == 1:
         print("ValueError: the real reason", file=sys.stderr)

@@ -22,7 +22,7 @@ def hosts(run_together, free_port):
 def test_values_are_gathered_in_the_hosts_order(hosts):
     ended = hosts("gather", count=3)
     assert [e.code for e in ended] == [0, 0, 0]
-    assert [e.output.splitlines()[-1] for e in ended] == ["(0, 8)", "(8, 16)", "(16, 24)"]
+    assert [e.output.splitlines()[-1] for e in ended] == ["(0, 8)", "(8, 16)", "(16, 25)"]
 
 
 def test_a_failure_ends_all_with_its_message(hosts):

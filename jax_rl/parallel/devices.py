@@ -39,7 +39,7 @@ def place_models(cfg: Config, seats: Seats) -> Placement:
         policy = _pick(here, policy_ids, seats, "model.policy_gpu_ids")
     else:
         policy = tuple(d for d in here if d not in reference) or here
-    return Placement(_on_all_hosts(policy, here), _on_all_hosts(reference, here) or _on_all_hosts(policy, here))
+    return Placement(_on_all_hosts(policy), _on_all_hosts(reference) or _on_all_hosts(policy))
 
 
 def local_devices(device: str, key: str = "misc.device") -> tuple[jax.Device, ...]:
@@ -71,12 +71,13 @@ def _pick(devices: tuple[jax.Device, ...], ids: Sequence[int], seats: Seats, key
     return tuple(devices[place] for place in places.values())
 
 
-def _on_all_hosts(picked: tuple[jax.Device, ...], local: tuple[jax.Device, ...]) -> tuple[jax.Device, ...]:
+def _on_all_hosts(picked: tuple[jax.Device, ...]) -> tuple[jax.Device, ...]:
     """The devices at the same places of every process, process by process."""
     if not picked or jax.process_count() == 1:
         return picked
+    backend = picked[0].platform
+    local, everywhere = jax.local_devices(backend=backend), jax.devices(backend)
     places = [local.index(device) for device in picked]
-    everywhere = jax.devices(picked[0].platform)
     by_process = [[d for d in everywhere if d.process_index == p] for p in range(jax.process_count())]
     return tuple(devices[place] for devices in by_process for place in places)
 

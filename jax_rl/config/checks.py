@@ -28,12 +28,17 @@ def check_values(cfg: Config) -> list[Problem]:
 def explain_doubts(cfg: Config) -> list[str]:
     """One line for each thing that is allowed and probably not meant."""
     notices = []
-    absent = [name for name in SEVERITIES if name not in cfg.reward.severity_weights]
+    named = {name.upper() for name in cfg.reward.severity_weights}
+    absent = [name for name in SEVERITIES if name not in named]
     if absent:
         notices.append(f"reward.severity_weights: no {', '.join(absent)}; such error spans weigh 0")
-    others = [name for name in cfg.reward.severity_weights if name not in SEVERITIES]
+    others = [name for name in cfg.reward.severity_weights if name.upper() not in SEVERITIES]
     if others:
         notices.append(f"reward.severity_weights: {', '.join(others)} never occurs; there are MINOR, MAJOR, CRITICAL")
+    if not cfg.data.split_field and (cfg.data.train_split or cfg.data.eval_split):
+        notices.append(
+            "data.train_split and data.eval_split are values of data.split_field, which is not set: not used"
+        )
     if resolve_reference(cfg) == "lora_base" and (cfg.model.reference_gpu_ids or cfg.model.reference_device):
         notices.append("model.reference: the base weights under LoRA; its devices stay empty (separate would use them)")
     return notices
@@ -49,9 +54,21 @@ def _sources(cfg: Config) -> Iterator[Problem]:
     if data.train_file and data.hf_dataset_name:
         keys = ("data.train_file", "data.hf_dataset_name")
         yield Problem(keys, "data.hf_dataset_name is set too; training rows come from one of them: drop the other")
-    if data.split_field and not (data.train_split or data.eval_split):
-        fields = ("data.split_field", "data.train_split", "data.eval_split")
-        yield Problem(fields, "needs data.train_split or data.eval_split, its values for the two sides")
+    if data.split_field:
+        yield from _split_values(cfg)
+
+
+def _split_values(cfg: Config) -> Iterator[Problem]:
+    """A side without a value takes all rows of its source: no harm where the other side has a source of its own."""
+    data, keys = cfg.data, ("data.split_field", "data.train_split", "data.eval_split")
+    other_source = data.eval_file or (not data.train_file and data.hf_eval_split not in (None, data.hf_train_split))
+    held_out = data.eval_sampling_count is not None or data.eval_sampling_ratio is not None
+    if not (data.train_split or data.eval_split):
+        yield Problem(keys, "needs data.train_split or data.eval_split, its values for the two sides")
+    elif not (other_source or held_out) and not (data.train_split and data.eval_split):
+        missing, side = ("eval_split", "evaluation") if data.train_split else ("train_split", "training")
+        text = f"needs data.{missing} too: without it {side} would take every row, those of the other side included"
+        yield Problem((keys[0], f"data.{missing}"), text)
 
 
 def _template(cfg: Config) -> Iterator[Problem]:

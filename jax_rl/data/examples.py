@@ -93,6 +93,8 @@ def _training_side(cfg: DataConfig) -> _Side:
 
 def _evaluation_side(cfg: DataConfig) -> _Side:
     value = cfg.eval_split if cfg.split_field else None
+    if _samples(cfg) and not (cfg.eval_file or cfg.hf_eval_split or value):
+        return _training_side(cfg)
     if cfg.eval_file:
         return _Side(cfg.eval_file, None, value)
     if cfg.train_file:
@@ -100,11 +102,13 @@ def _evaluation_side(cfg: DataConfig) -> _Side:
     return _Side(None, cfg.hf_eval_split or cfg.hf_train_split, value)
 
 
+def _samples(cfg: DataConfig) -> bool:
+    return cfg.eval_sampling_count is not None or cfg.eval_sampling_ratio is not None
+
+
 def _holds_out(cfg: DataConfig, training: _Side, evaluation: _Side) -> bool:
     """Whether the evaluation rows are sampled from the training source."""
-    if cfg.eval_sampling_count is None and cfg.eval_sampling_ratio is None:
-        return False
-    if cfg.eval_file:
+    if not _samples(cfg) or cfg.eval_file:
         return False  # the file is the evaluation side, as the contract has it
     if evaluation != training:
         raise DataError(

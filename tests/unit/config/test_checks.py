@@ -37,6 +37,8 @@ def problem_of(folder: Path, *overrides: str) -> str:
         (["data.train_file=null"], ["data.train_file", "no data"]),
         (["data.hf_dataset_name=a/b"], ["data.hf_dataset_name", "drop the other"]),
         (["data.split_field=split"], ["data.split_field", "data.train_split"]),
+        (["data.split_field=s", "data.train_split=a"], ["data.eval_split", "evaluation would take every row"]),
+        (["data.split_field=s", "data.eval_split=a"], ["data.train_split", "training would take every row"]),
         (["prompt.template=translate"], ["prompt.template", "no {text}"]),
         (["prompt.template={text} {lang}"], ["{lang}", "{source_lang}"]),
         (["prompt.template={text} {}"], ["{} is not a placeholder"]),
@@ -161,7 +163,7 @@ def test_a_bare_program_name_is_left_to_path(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("reward.severity_weights={minor: -1}", ["no MINOR, MAJOR, CRITICAL", "minor never occurs"]),
+        ("reward.severity_weights={minor: -1}", ["no MAJOR, CRITICAL; "]),
         ("model.use_fast_tokenizer=false", ["model.use_fast_tokenizer", "always the fast one"]),
         ("model.trust_remote_code=true", ["model.trust_remote_code", "ever run"]),
     ],
@@ -190,3 +192,20 @@ def test_what_is_allowed_and_probably_not_meant_is_logged(
 )
 def test_what_auto_makes_of_the_reference(folder, overrides, reference):
     assert resolve_reference(load(folder, *overrides)) == reference
+
+
+@pytest.mark.parametrize("more", ["data.eval_file=train.jsonl", "data.eval_sampling_count=2", "data.eval_split=b"])
+def test_one_split_value_is_enough_where_the_other_side_has_rows_of_its_own(folder, more):
+    assert load(folder, "data.split_field=s", "data.train_split=a", more).data.train_split == "a"
+
+
+def test_severities_are_known_in_any_case(folder, caplog):
+    load(folder, "reward.severity_weights={minor: -1, Major: -5, CRITICAL: -10}")
+    assert "severity_weights" not in caplog.text
+    load(folder, "reward.severity_weights={minor: -1, huge: -5}")
+    assert "no MAJOR, CRITICAL" in caplog.text and "huge never occurs" in caplog.text
+
+
+def test_split_values_without_a_field_are_told_of(folder, caplog):
+    load(folder, "data.eval_split=dev")
+    assert "data.split_field, which is not set: not used" in caplog.text

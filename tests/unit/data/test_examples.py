@@ -127,6 +127,15 @@ def test_a_column_names_the_split(rows, write_rows, caplog):
     assert not warnings_of(caplog)
 
 
+def test_evaluation_rows_are_held_out_of_the_rows_of_one_value(rows, write_rows):
+    for n, row in enumerate(rows):
+        row["part"] = ("train", "test")[n % 2]
+    cfg = DataConfig(train_file=write_rows(rows), split_field="part", train_split="train", eval_sampling_count=3)
+    train, held_out = sides(cfg)
+    assert len(held_out) == 3 and set(train) | set(held_out) == {row["id"] for row in rows[::2]}
+    assert not set(train) & set(held_out)
+
+
 def test_a_column_value_that_no_row_has(rows, write_rows):
     for row in rows:
         row["part"] = "train"

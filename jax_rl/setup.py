@@ -8,7 +8,6 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -67,7 +66,7 @@ class Run:
     reference_logprobs: LogprobProgram
     reference: Params | None  # weights of the frozen reference; None under LoRA's base, or when no KL is asked for
     engine: RolloutEngine
-    scorer: AnyScorer
+    scorer: AnyScorer  # perhaps still loading
     train_prompts: list[Prompt]
     eval_prompts: list[Prompt]
 
@@ -136,62 +135,55 @@ def _open_parts(cfg: Config, seats: Seats, hosts: Hosts, training: bool) -> Iter
     adapters = _adapters(cfg, checkpoint.model)
     output_dir = Path(cfg.logging.output_dir)
     dtype = jnp.dtype(cfg.misc.dtype)
-    with ThreadPoolExecutor(max_workers=1) as background:
-        # each host's workers have a log and a cache of their own: SQLite over a network is for one writer
-        scoring_dir = output_dir if hosts.count == 1 else output_dir / f"host-{hosts.index}"
-        starting = background.submit(build_scorer, _seated(cfg.reward, seats), scoring_dir)
-        try:
-            reference = _load_reference(cfg, checkpoint, layouts.reference) if training else None
-            _log_placement(cfg, seats, layouts, checkpoint.model, reference is not None)
-            load_policy = partial(checkpoint.load, dtype, layouts.policy.sharding_for)
-            frozen = None if adapters is None else load_policy()
-            to_rollout = partial(make_transfer, source=layouts.policy, target=layouts.rollout)
-            policy, rollout, referee = (
-                replace(checkpoint.model, place=layout)
-                for layout in (layouts.policy, layouts.rollout, layouts.reference)
-            )
-            yield Run(
-                cfg=cfg,
-                hosts=hosts,
-                output_dir=output_dir,
-                tokenizer=tokenizer,
-                model=policy,
-                layouts=layouts,
-                policy_folder=policy_folder,
-                trained_specs=policy.specs if adapters is None else adapters,
-                trained_dtype=dtype if adapters is None else jnp.float32,
-                load_trained=load_policy
-                if adapters is None
-                else partial(_init_adapters, cfg, adapters, layouts.policy),
-                frozen=frozen,
-                lora_scale=cfg.model.lora.alpha / cfg.model.lora.rank,
-                to_rollout=to_rollout(policy.specs if adapters is None else adapters),
-                rollout_frozen=None if frozen is None else to_rollout(policy.specs)(frozen),
-                reference_logprobs=make_logprob_program(
-                    referee.forward,
-                    referee.unembed,
-                    layouts.reference,
-                    shares_prompts=policy.shares_prompts,
-                    name="reference_logprobs",
-                ),
-                reference=reference,
-                engine=RolloutEngine(
-                    rollout,
-                    cfg.generation.max_new_tokens,
-                    tokenizer.eos_ids,
-                    tokenizer.pad_id,
-                    cache_dtype(cfg),
-                    row_multiple=layouts.rollout.row_count,
-                ),
-                scorer=starting.result()
-                if hosts.count == 1
-                else SharedScorer(starting.result(), hosts.gather, hosts.own_rows),
-                train_prompts=train_prompts,
-                eval_prompts=eval_prompts,
-            )
-        finally:
-            if starting.exception() is None:
-                starting.result().close()
+    # each host's workers have a log and a cache of their own: SQLite over a network is for one writer
+    scoring_dir = output_dir if hosts.count == 1 else output_dir / f"host-{hosts.index}"
+    scorer = build_scorer(_seated(cfg.reward, seats), scoring_dir)  # the workers load beside the policy
+    try:
+        reference = _load_reference(cfg, checkpoint, layouts.reference) if training else None
+        _log_placement(cfg, seats, layouts, checkpoint.model, reference is not None)
+        load_policy = partial(checkpoint.load, dtype, layouts.policy.sharding_for)
+        frozen = None if adapters is None else load_policy()
+        to_rollout = partial(make_transfer, source=layouts.policy, target=layouts.rollout)
+        policy, rollout, referee = (
+            replace(checkpoint.model, place=layout) for layout in (layouts.policy, layouts.rollout, layouts.reference)
+        )
+        yield Run(
+            cfg=cfg,
+            hosts=hosts,
+            output_dir=output_dir,
+            tokenizer=tokenizer,
+            model=policy,
+            layouts=layouts,
+            policy_folder=policy_folder,
+            trained_specs=policy.specs if adapters is None else adapters,
+            trained_dtype=dtype if adapters is None else jnp.float32,
+            load_trained=load_policy if adapters is None else partial(_init_adapters, cfg, adapters, layouts.policy),
+            frozen=frozen,
+            lora_scale=cfg.model.lora.alpha / cfg.model.lora.rank,
+            to_rollout=to_rollout(policy.specs if adapters is None else adapters),
+            rollout_frozen=None if frozen is None else to_rollout(policy.specs)(frozen),
+            reference_logprobs=make_logprob_program(
+                referee.forward,
+                referee.unembed,
+                layouts.reference,
+                shares_prompts=policy.shares_prompts,
+                name="reference_logprobs",
+            ),
+            reference=reference,
+            engine=RolloutEngine(
+                rollout,
+                cfg.generation.max_new_tokens,
+                tokenizer.eos_ids,
+                tokenizer.pad_id,
+                cache_dtype(cfg),
+                row_multiple=layouts.rollout.row_count,
+            ),
+            scorer=scorer if hosts.count == 1 else SharedScorer(scorer, hosts.gather, hosts.own_rows),
+            train_prompts=train_prompts,
+            eval_prompts=eval_prompts,
+        )
+    finally:
+        scorer.close()
 
 
 def configure_hub(cfg: Config) -> None:

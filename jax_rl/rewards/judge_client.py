@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from jax_rl.config.schema import MQMConfig
 from jax_rl.errors import UserError
 from jax_rl.rewards.mqm_prompt import Messages
+from jax_rl.rewards.types import MetricFailed
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_BACKOFF_SEC = 30.0
@@ -22,7 +23,7 @@ _LONGEST_RETRY_AFTER_SEC = 300.0  # a server that wants a longer pause has faile
 _DETAIL_CHARS = 300
 
 
-class JudgeError(RuntimeError):
+class JudgeError(MetricFailed):
     """The judge's server refused, answered what is no chat completion, or failed after all retries."""
 
 

@@ -42,12 +42,16 @@ class MQMJudge:
 
     def score(self, batch: Sequence[Translation]) -> list[Score]:
         with self._busy:
+            scored: dict[int, Score] = {}
             try:
-                return self._runner.run(self._score_all(batch))
+                self._runner.run(self._score_all(batch, scored))
             except asyncio.CancelledError:
-                raise JudgeError("the judge was closed in the middle of a request") from None
+                raise _with_scored(JudgeError("the judge was closed in the middle of a request"), scored) from None
+            except JudgeError as error:
+                raise _with_scored(error, scored) from None
             finally:
                 self._running = None
+            return [scored[place] for place in range(len(batch))]
 
     def pop_counts(self) -> dict[str, int]:
         """What has happened since the last call: translations blank, answers cut off, requests made again."""
@@ -65,15 +69,20 @@ class MQMJudge:
             self._runner.run(self._client.close())
             self._runner.close()
 
-    async def _score_all(self, batch: Sequence[Translation]) -> list[Score]:
+    async def _score_all(self, batch: Sequence[Translation], scored: dict[int, Score]) -> None:
+        """Fills `scored`, by place in the batch: what was answered before a failure is paid for, and not lost."""
         self._running = asyncio.current_task()
         slots = asyncio.Semaphore(self._cfg.batch_size)
+
+        async def score_into(place: int, translation: Translation) -> None:
+            scored[place] = await self._score_one(translation, slots)
+
         try:
             async with asyncio.TaskGroup() as group:  # the first failure cancels the rest
-                tasks = [group.create_task(self._score_one(translation, slots)) for translation in batch]
+                for place, translation in enumerate(batch):
+                    group.create_task(score_into(place, translation))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        return [task.result() for task in tasks]
 
     async def _score_one(self, translation: Translation, slots: asyncio.Semaphore) -> Score:
         if is_blank(translation.mt):
@@ -116,6 +125,11 @@ class MQMJudge:
         low, high = self._cfg.score_min, self._cfg.score_max
         clipped = min(max(score, low), high)
         return (clipped - low) / (high - low) if self._cfg.scale_to_unit_interval else clipped
+
+
+def _with_scored(error: JudgeError, scored: dict[int, Score]) -> JudgeError:
+    error.scored = scored
+    return error
 
 
 def _in_original(span: ErrorSpan, mt: NormalizedText, original: str) -> ErrorSpan:

@@ -18,7 +18,7 @@ from jax_rl.rewards.chrf import ChrF
 from jax_rl.rewards.metricx import MetricXMetric
 from jax_rl.rewards.mqm_judge import MQMJudge
 from jax_rl.rewards.spans import count_unknown_severities
-from jax_rl.rewards.types import ErrorSpan, Metric, Missing, Score, Scored, Translation
+from jax_rl.rewards.types import ErrorSpan, Metric, MetricFailed, Missing, Score, Scored, Translation
 from jax_rl.rewards.worker_metric import WorkerMetric
 from jax_rl.rewards.xcomet import XCometMetric
 from jax_rl.runlog.timing import Interval
@@ -135,6 +135,12 @@ class Scorer:
         """`submit`, and wait."""
         return self.submit(batch).result()
 
+    def wait_until_ready(self) -> None:
+        """Returns when every model is loaded. WorkerStartError when one does not come up."""
+        for metric in self._metrics:
+            if isinstance(metric, WorkerMetric):
+                metric.wait_until_ready()
+
     def take_counts(self) -> ScoringCounts:
         """The counts since the last call."""
         with self._counts_lock:
@@ -172,7 +178,12 @@ class Scorer:
         cache_hits = len(known)
         unknown = [text for text in texts if text not in known]
         if unknown:
-            answered = metric.score(unknown)
+            try:
+                answered = metric.score(unknown)
+            except MetricFailed as failure:
+                if self._cache is not None:
+                    self._cache.put(metric, [(unknown[i], score) for i, score in failure.scored.items()])
+                raise
             if len(answered) != len(unknown):
                 raise RuntimeError(f"{metric.name} gave {len(answered)} scores for {len(unknown)} translations")
             fresh = {text: _finite(score) for text, score in zip(unknown, answered, strict=True)}
@@ -212,10 +223,10 @@ class Scorer:
 
 
 def build_scorer(cfg: RewardConfig, output_dir: Path) -> Scorer:
-    """The enabled metrics, all starting at the same time, with the run's cache. Returns when all are ready.
+    """The enabled metrics, which all begin to load (`wait_until_ready`), with the run's cache.
 
-    Keeps `reward_cache/` (scores, the judge's prompt) and `worker_logs/` in `output_dir`. If one metric
-    fails to start, the others are closed and its error is raised.
+    Keeps `reward_cache/` (scores, the judge's prompt) and `worker_logs/` in `output_dir`. If one metric cannot be set
+    up, the others are closed and its error is raised.
     """
     cache_dir, log_dir = output_dir / "reward_cache", output_dir / "worker_logs"
     metrics: list[Metric] = []
@@ -228,9 +239,6 @@ def build_scorer(cfg: RewardConfig, output_dir: Path) -> Scorer:
             metrics.append(MQMJudge(cfg.mqm, cache_dir))
         if cfg.chrf.enabled:
             metrics.append(ChrF())
-        for metric in metrics:
-            if isinstance(metric, WorkerMetric):
-                metric.wait_until_ready()
         cache = ScoreCache(cache_dir / "scores.sqlite") if cfg.cache_enabled else None
     except BaseException:  # Ctrl-C too: no worker may be left running
         for metric in metrics:

@@ -1,7 +1,8 @@
 """What a metric is asked and what it answers. A failure is a `Missing` with its reason, never a number."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 
@@ -43,6 +44,12 @@ class Missing:
 
 
 Score = Scored | Missing
+
+
+class MetricFailed(RuntimeError):
+    """A metric that gives up on a request."""
+
+    scored: Mapping[int, Score] = MappingProxyType({})  # what it had scored by then, by place in the request
 
 
 class Metric(Protocol):

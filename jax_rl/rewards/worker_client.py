@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jax_rl.config.schema import MetricXConfig, XCometConfig
+from jax_rl.errors import UserError
 from jax_rl.parallel.seats import given_gpus
 from jax_rl.rewards.worker_process import WorkerCommand, WorkerFault, WorkerProcess
 from reward_workers import protocol
@@ -153,18 +154,18 @@ class WorkerClient:
 def worker_command(kind: str, cfg: MetricXConfig | XCometConfig) -> WorkerCommand:
     """The command of worker `kind` in its Python (None: this one), behind its prefix if it has one.
 
-    WorkerStartError when there is no such program here.
+    UserError when there is no such program here.
     """
     python, folder = cfg.python_executable or sys.executable, str(Path(protocol.__file__).parent)
     if not cfg.command_prefix:
         if shutil.which(python) is None:
-            raise WorkerStartError(
+            raise UserError(
                 f"reward.{kind}.python_executable: {python} is not a program; "
                 f"`make workers` builds .venv-{kind}/bin/python"
             )
         return WorkerCommand((python, folder, kind))
     if shutil.which(cfg.command_prefix[0]) is None:
-        raise WorkerStartError(f"reward.{kind}.command_prefix: {cfg.command_prefix[0]} is not a program")
+        raise UserError(f"reward.{kind}.command_prefix: {cfg.command_prefix[0]} is not a program")
     # our environment may not travel: what the worker must have is set by `env` where it runs
     variables = _WORKER_SETTINGS | _visible_devices(cfg.device, None)
     there = [
@@ -210,5 +211,5 @@ def _nth_device(index: int, visible: str | None) -> str:
         return str(index)
     devices = visible.split(",")
     if index >= len(devices):
-        raise WorkerStartError(f"device cuda:{index}: CUDA_VISIBLE_DEVICES={visible} leaves {len(devices)} devices")
+        raise UserError(f"device cuda:{index}: CUDA_VISIBLE_DEVICES={visible} leaves {len(devices)} devices")
     return devices[index].strip()

@@ -4,12 +4,15 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
 from jax_rl.config.schema import ChrFConfig, MetricXConfig, MQMConfig, RewardConfig, XCometConfig
+from jax_rl.errors import UserError
 from jax_rl.rewards.cache import ScoreCache
+from jax_rl.rewards.judge_client import JudgeError
 from jax_rl.rewards.scoring import Scorer, build_scorer, sequence_reward
 from jax_rl.rewards.types import ErrorSpan, Missing, Score, Scored, Translation
 from jax_rl.rewards.worker_client import WorkerStartError
@@ -271,9 +274,54 @@ def test_without_the_cache_nothing_is_kept(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_metric_that_does_not_start_closes_the_others(tmp_path):
+def test_a_metric_that_does_not_start_is_told_of_the_others(tmp_path):
     worker = MetricXConfig(python_executable="/bin/false", device="cpu")
     before = set(threading.enumerate())
+    scorer = build_scorer(replace(OFF, metricx=worker, chrf=ChrFConfig(enabled=True)), tmp_path)
     with pytest.raises(WorkerStartError, match="metricx"):
-        build_scorer(replace(OFF, metricx=worker, chrf=ChrFConfig(enabled=True)), tmp_path)
+        scorer.wait_until_ready()
+    scorer.close()
     assert set(threading.enumerate()) <= before
+
+
+def test_a_metric_that_cannot_be_set_up_closes_the_others(tmp_path):
+    slow, absent = MetricXConfig(device="cpu"), XCometConfig(python_executable="/no/python")
+    before = set(threading.enumerate())
+    with pytest.raises(UserError, match=r"reward\.xcomet\.python_executable"):
+        build_scorer(replace(OFF, metricx=slow, xcomet=absent), tmp_path)
+    assert set(threading.enumerate()) <= before
+
+
+def test_closing_does_not_wait_for_a_worker_that_loads(tmp_path):
+    """One that would load until startup_timeout_sec, 600 s."""
+    program = tmp_path / "slow"
+    program.write_text("#!/bin/sh\nexec sleep 300\n")
+    program.chmod(0o755)
+    worker = MetricXConfig(python_executable=str(program), device="cpu")
+    before = set(threading.enumerate())
+    scorer = build_scorer(replace(OFF, metricx=worker), tmp_path)
+    waiting = ThreadPoolExecutor(1)
+    ready = waiting.submit(scorer.wait_until_ready)
+    scorer.close()
+    with pytest.raises(WorkerStartError, match="metricx"):
+        ready.result(30)
+    waiting.shutdown()
+    assert set(threading.enumerate()) <= before
+
+
+def test_what_was_scored_before_a_failure_is_kept(chat_server, reply, tmp_path):
+    """The second start asks only for what the first one did not hear."""
+    answers = iter([reply.chat("no-error"), reply.chat("no-error"), reply(status=400, body="broken")])
+    chat_server.respond = lambda request: next(answers, reply.chat("no-error"))
+    judge = MQMConfig(enabled=True, base_url=chat_server.base_url, model_name="tiny-judge")
+    cfg, batch = replace(OFF, mqm=judge), texts("a", "b", "c", "d")
+    scorer = build_scorer(cfg, tmp_path)
+    with pytest.raises(JudgeError, match="HTTP 400"):
+        scorer.score(batch)
+    scorer.close()
+    assert len(chat_server.requests) == 3
+    scorer = build_scorer(cfg, tmp_path)
+    assert [result.scores["mqm"] for result in scorer.score(batch)] == [Scored(0.0)] * 4
+    scorer.close()
+    asked = [request["messages"][-1]["content"] for request in chat_server.requests]
+    assert len(asked) == 5 and asked[2] == asked[3] and len(set(asked)) == 4

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from jax_rl.config.schema import MetricXConfig, XCometConfig
+from jax_rl.errors import UserError
 from jax_rl.rewards.worker_client import (
     WorkerClient,
     WorkerFailed,
@@ -259,7 +260,7 @@ def test_the_log_does_not_grow_without_end(start, tmp_path):
 
 
 def test_a_python_that_is_not_there():
-    with pytest.raises(WorkerStartError, match=r"reward\.xcomet\.python_executable: /no/such/python is not a program"):
+    with pytest.raises(UserError, match=r"reward\.xcomet\.python_executable: /no/such/python is not a program"):
         worker_command("xcomet", XCometConfig(python_executable="/no/such/python"))
 
 
@@ -286,7 +287,7 @@ def test_ssh_gets_its_words_quoted(monkeypatch, tmp_path):
 
 def test_a_prefix_that_is_no_program():
     cfg = MetricXConfig(command_prefix=("no-such-launcher",), python_executable="python3")
-    with pytest.raises(WorkerStartError, match=r"reward\.metricx\.command_prefix: no-such-launcher is not a program"):
+    with pytest.raises(UserError, match=r"reward\.metricx\.command_prefix: no-such-launcher is not a program"):
         worker_command("metricx", cfg)
 
 
@@ -361,5 +362,5 @@ def test_a_worker_sees_its_device_alone(monkeypatch, device, ours, theirs):
 
 def test_a_device_that_the_environment_hides(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    with pytest.raises(WorkerStartError, match=r"cuda:2: CUDA_VISIBLE_DEVICES=4,5 leaves 2 devices"):
+    with pytest.raises(UserError, match=r"cuda:2: CUDA_VISIBLE_DEVICES=4,5 leaves 2 devices"):
         worker_environment("cuda:2")

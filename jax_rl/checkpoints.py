@@ -64,6 +64,9 @@ class Checkpoints:
         self.resume_only = resume_only
         self._hosts = hosts or Alone()
         self._old = self.dir / f".{RESUME}.old"
+
+    def mend(self) -> None:
+        """Finishes or removes what a kill left half-way. For the run that writes here: it spoils another's save."""
         if self._hosts.is_first:
             self.dir.mkdir(parents=True, exist_ok=True)
             self._finish_publication()
@@ -75,7 +78,7 @@ class Checkpoints:
         new = self.dir / f".{RESUME}.new-{meta['update']}"
         if self._hosts.is_first:
             shutil.rmtree(new, ignore_errors=True)
-            new.mkdir()
+            new.mkdir(parents=True)
         self._hosts.gather("checkpoint folder", None)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(new.absolute() / STATE, state)
@@ -91,7 +94,7 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The whole checkpoint with the highest update, or None."""
-        whole = [p for p in (self.dir / RESUME, *self._numbered().values()) if is_checkpoint(p)]
+        whole = [p for p in (self.dir / RESUME, self._old, *self._numbered().values()) if is_checkpoint(p)]
         newest = max(whole, key=lambda p: read_meta(p)["update"], default=None)
         found = self._hosts.gather("newest checkpoint", newest and newest.name)
         if len(set(found)) > 1:
@@ -110,7 +113,7 @@ class Checkpoints:
         return [path for path in renamed if path is not None]
 
     def _numbered(self) -> dict[int, Path]:
-        names = {p: re.fullmatch(r"checkpoint-(\d+)", p.name) for p in self.dir.iterdir()}
+        names = {p: re.fullmatch(r"checkpoint-(\d+)", p.name) for p in self.dir.glob("checkpoint-*")}
         return {int(m.group(1)): p for p, m in names.items() if m}
 
     def _publish_numbered(self, new: Path, update: int) -> None:
@@ -124,11 +127,12 @@ class Checkpoints:
         """Moves a whole new folder into place. Also mends what a kill between two renames left behind."""
         current, unpublished = self.dir / RESUME, list(self.dir.glob(f".{RESUME}.new-*"))
         whole = [p for p in unpublished if is_checkpoint(p)]
-        if whole:
+        newest = max(whole, key=lambda p: read_meta(p)["update"], default=None)  # read before anything is moved
+        if newest is not None:
             shutil.rmtree(self._old, ignore_errors=True)
             if current.exists():
                 os.rename(current, self._old)
-            os.rename(max(whole, key=lambda p: read_meta(p)["update"]), current)
+            os.rename(newest, current)
         elif self._old.exists() and not current.exists():
             os.rename(self._old, current)
         for leftover in (*unpublished, self._old, *self.dir.glob(".checkpoint-*.*")):
@@ -160,16 +164,18 @@ def restore(path: Path, like: Any, stored: Any = None) -> tuple[Any, dict]:
     """State and meta of a checkpoint.
 
     Args:
-        like: a tree of arrays or shapes with the wanted shardings.
+        like: a tree of arrays or shapes with the wanted shardings; what it leaves out is not read.
         stored: the shapes that the checkpoint must have, where these differ: another mesh may hold parameters with more
             or fewer zeros at their end, which are cut off or filled in. None: those of `like`.
     """
-    meta = read_meta(path)
+    meta, state = read_meta(path), path.absolute() / STATE
+    # an array that is held with more or fewer zeros at its end is not a mistake: shapes are compared here
+    how = ocp.checkpoint_utils.construct_restore_args(like, strict=False)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            found = checkpointer.metadata(path.absolute() / STATE).item_metadata
-            _compare_shapes(path, found, like if stored is None else stored)
-            return checkpointer.restore(path.absolute() / STATE, like, strict=False), meta
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            _compare_shapes(path, checkpointer.metadata(state).item_metadata.tree, like if stored is None else stored)
+            args = ocp.args.PyTreeRestore(item=like, restore_args=how, partial_restore=True)
+            return checkpointer.restore(state, args=args), meta
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{path} does not fit this model and optimizer: {error}") from error
 
@@ -207,7 +213,10 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _write_durably(path: Path, text: str) -> None:
-    with open(path, "w") as file:
+    """The file is there whole or not at all: with its meta.json a folder counts as a checkpoint."""
+    part = path.with_name(f"{path.name}.part")
+    with open(part, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(part, path)

@@ -4,8 +4,10 @@ Every mean comes with a 95 % bootstrap interval over the examples, and with the 
 (update 0) and its interval.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -15,11 +17,14 @@ from jax_rl.data.prompts import Prompt
 from jax_rl.figures import completion_figures, mean_and_std, output_row, scoring_figures
 from jax_rl.rewards.scoring import CompletionScores, metric_weights, weighted_sum
 from jax_rl.rewards.shared import AnyScorer
+from jax_rl.rewards.text import normalized
 from jax_rl.rollout.collect import RolloutBatch, concatenate, generate_rollouts, in_order
 from jax_rl.rollout.engine import RolloutEngine
 from jax_rl.rollout.sampling import EVAL_STREAM
 from jax_rl.setup import evaluation_sampling
 from jax_rl.tokens.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 Figures = dict[str, list[float | None]]  # name -> one value per example
 
@@ -33,9 +38,14 @@ class EvalReport:
     scoring: dict[str, float | None]  # what was missing or unknown
     corpus: dict[str, float | str]  # chrF++ and BLEU of the greedy translations, with sacrebleu's signatures
     outputs: list[dict]  # one row per greedy completion, as in eval_outputs.jsonl
+    sampled_outputs: list[dict] = field(default_factory=list, compare=False)  # likewise; not kept in a checkpoint
 
     def to_json(self) -> dict:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "sampled_outputs"}
+
+    def output_rows(self, update: int) -> list[dict]:
+        """Rows of eval_outputs.jsonl: every greedy completion, then every sampled one."""
+        return [{"update": update, **row} for row in (*self.outputs, *self.sampled_outputs)]
 
     @classmethod
     def from_json(cls, data: dict) -> "EvalReport":
@@ -77,14 +87,21 @@ def evaluate(
 
     offset = cfg.reward.metricx.offset
     greedy = run(0.0, 1)
+    outputs, sampled_outputs = _outputs("greedy", *greedy), []
     samples = cfg.eval.num_samples_per_prompt
     figures = {"greedy": _figures(*greedy, 1, offset)}
     if samples > 1:
-        figures["sampled"] = _figures(*run(cfg.eval.temperature, samples), samples, offset)
+        sampled = run(cfg.eval.temperature, samples)
+        figures["sampled"] = _figures(*sampled, samples, offset)
+        sampled_outputs = _outputs("sampled", *sampled)
         if with_baseline_temperature and cfg.eval.baseline_temperature is not None:
             figures["colder"] = _figures(*run(cfg.eval.baseline_temperature, samples), samples, offset)
-    outputs = [output_row(greedy[0], row, s) for row, s in enumerate(greedy[1])]
-    return EvalReport(figures, scoring_figures(scorer.take_counts()), corpus_scores(outputs, cfg), outputs)
+    corpus = corpus_scores(outputs, [prompt.example.tgt_lang_code for prompt in prompts])
+    return EvalReport(figures, scoring_figures(scorer.take_counts()), corpus, outputs, sampled_outputs)
+
+
+def _outputs(decoding: str, batch: RolloutBatch, scores: list[CompletionScores]) -> list[dict]:
+    return [{"decoding": decoding, **output_row(batch, row, s)} for row, s in enumerate(scores)]
 
 
 def _figures(batch: RolloutBatch, scores: list[CompletionScores], group_size: int, offset: float) -> Figures:
@@ -100,24 +117,33 @@ def _group_means(values: list[float | None], group_size: int) -> list[float | No
     return [float(np.mean(group)) if group else None for group in present]
 
 
-def corpus_scores(outputs: Sequence[dict], cfg: Config) -> dict[str, float | str]:
-    """Corpus chrF++ and BLEU over the examples that have a reference; empty where none has."""
-    pairs = [(o["completion_text"], o["ref_text"]) for o in outputs if o["ref_text"]]
+def corpus_scores(outputs: Sequence[dict], language_codes: Sequence[str]) -> dict[str, float | str]:
+    """Corpus chrF++ and BLEU over the examples that have a reference, in NFC; empty where none has.
+
+    BLEU counts words, or characters, as the target language has it; where the languages differ in that, it is given for
+    each of them as `corpus_bleu_<code>`.
+    """
+    pairs = [
+        (normalized(o["completion_text"]), normalized(o["ref_text"]), code)
+        for o, code in zip(outputs, language_codes, strict=True)
+        if o["ref_text"]
+    ]
     if not pairs:
         return {}
     from sacrebleu.metrics import BLEU, CHRF
 
-    hypotheses, references = [list(side) for side in zip(*pairs)]
-    chrf = CHRF(word_order=2)
-    bleu = BLEU(tokenize=bleu_tokenizer(cfg.data.default_tgt_lang_code), effective_order=True)
-    chrf_score, bleu_score = chrf.corpus_score(hypotheses, [references]), bleu.corpus_score(hypotheses, [references])
-    return {
-        "corpus_chrf++": chrf_score.score,
-        "corpus_chrf++_signature": str(chrf.get_signature()),
-        "corpus_bleu": bleu_score.score,
-        "corpus_bleu_signature": str(bleu.get_signature()),
-        "corpus_references": len(pairs),
+    codes = sorted({code for _, _, code in pairs})
+    one = len({bleu_tokenizer(code) for code in codes}) == 1
+    parts = {"corpus_bleu": pairs} if one else {f"corpus_bleu_{c}": [p for p in pairs if p[2] == c] for c in codes}
+    metrics = {"corpus_chrf++": (CHRF(word_order=2), pairs)} | {
+        name: (BLEU(tokenize=bleu_tokenizer(part[0][2]), effective_order=True), part) for name, part in parts.items()
     }
+    row: dict[str, float | str] = {"corpus_references": len(pairs)}
+    for name, (metric, part) in metrics.items():
+        hypotheses, references = [p[0] for p in part], [p[1] for p in part]
+        row[name] = metric.corpus_score(hypotheses, [references]).score
+        row[f"{name}_signature"] = str(metric.get_signature())
+    return row
 
 
 def bleu_tokenizer(language_code: str) -> str:
@@ -130,16 +156,43 @@ def summarize(report: EvalReport, baseline: EvalReport | None, cfg: Config) -> d
     """The `eval` row of train_log.jsonl: means, stds, intervals, differences, selection score.
 
     Greedy figures carry plain names, sampled ones the prefix `sampled_`, those of the colder baseline `colder_`.
+    Differences are over the examples that both reports have, `examples_paired` of them.
     """
     row: dict = {"examples": len(report.outputs), "model_select_score": select_score(report.figures["greedy"], cfg)}
+    pairs = [] if baseline is None else _common_examples(report, baseline)
+    if baseline is not None:
+        row["examples_paired"] = len(pairs)
+        if len(pairs) < len(report.outputs):
+            log.warning(
+                "%d of the %d evaluated examples were also evaluated at update 0; differences are over these",
+                len(pairs), len(report.outputs),
+            )  # fmt: skip
     for decoding, figures in report.figures.items():
-        before = baseline.figures.get(decoding) if baseline is not None else None
+        before = baseline.figures.get(decoding, {}) if baseline is not None else {}
         for name, values in figures.items():
             key = name if decoding == "greedy" else f"{decoding}_{name}"
             row |= _describe(key, values, cfg.eval.bootstrap_resamples)
-            if before is not None:
-                row |= _describe_difference(key, values, before[name], cfg.eval.bootstrap_resamples)
+            if name in before:
+                paired = [(values[now], before[name][then]) for now, then in pairs]
+                row |= _describe_difference(key, paired, cfg.eval.bootstrap_resamples)
     return row | report.scoring | report.corpus
+
+
+def _common_examples(report: EvalReport, baseline: EvalReport) -> list[tuple[int, int]]:
+    """Where each example of `report` is, and where it was in `baseline`, if there."""
+    earlier = _places(baseline)
+    return [(now, earlier[example]) for example, now in _places(report).items() if example in earlier]
+
+
+def _places(report: EvalReport) -> dict[tuple[str, str, int], int]:
+    """Rows by id, source text and how many like them came before: ids need not be unique."""
+    places: dict[tuple[str, str, int], int] = {}
+    alike: Counter[tuple[str, str]] = Counter()
+    for place, output in enumerate(report.outputs):
+        example = (output["example_id"], output["src_text"])
+        places[(*example, alike[example])] = place
+        alike[example] += 1
+    return places
 
 
 def select_score(greedy: Figures, cfg: Config) -> float | None:
@@ -175,11 +228,10 @@ def _describe(key: str, values: list[float | None], resamples: int) -> dict:
     }
 
 
-def _describe_difference(key: str, values: list[float | None], before: list[float | None], resamples: int) -> dict:
-    pairs = [(v, b) for v, b in zip(values, before, strict=True) if v is not None and b is not None]
-    if not pairs:
+def _describe_difference(key: str, paired: list[tuple[float | None, float | None]], resamples: int) -> dict:
+    differences = np.array([now - then for now, then in paired if now is not None and then is not None])
+    if differences.size == 0:
         return {}
-    differences = np.array([v - b for v, b in pairs])
     return {
         f"{key}_diff": float(differences.mean()),
         f"{key}_diff_ci95": bootstrap_interval(differences, resamples),

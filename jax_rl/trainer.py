@@ -1,17 +1,17 @@
 """The loop: prompts -> rollout -> score -> advantages -> update -> log -> save."""
 
 import logging
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import jax
-import yaml
 
 from jax_rl.checkpoints import Checkpoints, read_meta, restore
 from jax_rl.config import Config, dump_config
-from jax_rl.evaluate import EvalReport, evaluate, summarize
+from jax_rl.evaluate import evaluate, summarize
 from jax_rl.experience import Experience, RunStopped, collect_experience
+from jax_rl.files import move_aside
 from jax_rl.learning.optimizer import (
     Optimizer,
     TrainState,
@@ -22,55 +22,18 @@ from jax_rl.learning.optimizer import (
 from jax_rl.learning.programs import UpdatePrograms, make_programs
 from jax_rl.learning.update import run_update
 from jax_rl.models.hf_export import save_model
-from jax_rl.models.params import abstract_params
+from jax_rl.models.params import Params, abstract_params
 from jax_rl.parallel.arrays import to_host
 from jax_rl.parallel.sharding import Layout, layout_of_sizes
+from jax_rl.progress import Progress, changed_keys, config_dict, is_due
 from jax_rl.runlog.profiles import profile_update
-from jax_rl.runlog.run_log import NoLog, RunLog
+from jax_rl.runlog.run_log import NoLog, RunLog, append_evaluation
 from jax_rl.runlog.tables import Evaluated, print_report
 from jax_rl.runlog.timing import PhaseClock
 from jax_rl.setup import Run, open_run
 from jax_rl.stopping import stop_on_sigterm
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """Where a run is, besides its arrays: what `meta.json` of a checkpoint holds."""
-
-    mesh: dict[str, int]  # sizes of the policy's mesh, which decide in what shapes parameters are held
-    update: int = 0
-    best_score: float | None = None
-    best_update: int | None = None
-    baseline: EvalReport | None = None  # of update 0
-    latest: EvalReport | None = None
-    latest_update: int | None = None
-
-    def to_meta(self, cfg: Config) -> dict:
-        return {
-            "update": self.update,
-            "data_position": {"next_update": self.update + 1, "prompts_drawn": self.update * cfg.rl.batch_size},
-            "config": config_dict(cfg),
-            "mesh": self.mesh,
-            "best_score": self.best_score,
-            "best_update": self.best_update,
-            "baseline": self.baseline.to_json() if self.baseline else None,
-            "latest": self.latest.to_json() if self.latest else None,
-            "latest_update": self.latest_update,
-        }
-
-    @classmethod
-    def from_meta(cls, meta: dict, mesh: dict[str, int]) -> "Progress":
-        return cls(
-            mesh=mesh,
-            update=meta["update"],
-            best_score=meta["best_score"],
-            best_update=meta["best_update"],
-            baseline=EvalReport.from_json(meta["baseline"]) if meta["baseline"] else None,
-            latest=EvalReport.from_json(meta["latest"]) if meta["latest"] else None,
-            latest_update=meta["latest_update"],
-        )
 
 
 def train(cfg: Config) -> None:
@@ -85,25 +48,32 @@ def train(cfg: Config) -> None:
         programs = make_run_programs(run, optimizer)
         keep, best_only = cfg.logging.keep_last_n_checkpoints, cfg.logging.save_only_best
         checkpoints = Checkpoints(run.output_dir, keep, best_only, run.hosts)
+        checkpoints.mend()
         state, progress, resumed = start(run, optimizer, checkpoints)
-        for kept in checkpoints.set_aside_after(progress.update if resumed else -1):
-            log.warning("a checkpoint past the start of this run is kept as %s", kept)
+        run.scorer.wait_until_ready()
+        _set_aside(run, checkpoints, progress, resumed)
+
+        def evaluate_if_owed() -> bool:
+            """Whether to stop."""
+            if not run.hosts.any("wish to stop", stop.requested) and progress.owes_evaluation(cfg):
+                with _saving_on_failure(run, state, progress, checkpoints):
+                    _evaluate(run, state, progress, run_log)
+            return run.hosts.any("wish to stop", stop.requested)
+
         with _open_log(run, progress.update if resumed else None) as run_log:
-            if progress.update == 0 and progress.baseline is None and cfg.eval.run_before_train:
-                _evaluate(run, state, progress, run_log)
+            evaluate_if_owed()
             while progress.update < cfg.rl.updates:
                 with _profiled(run, progress.update + 1):
                     state = _one_update(run, state, progress, programs, checkpoints, run_log)
+                stopping = evaluate_if_owed()
                 last = progress.update == cfg.rl.updates
-                if last or _is_due(progress.update, cfg.eval.eval_every_n_updates):
-                    _evaluate(run, state, progress, run_log)
-                stopping = run.hosts.any("wish to stop", stop.requested)
-                if last or stopping or _is_due(progress.update, cfg.logging.save_every_n_updates):
+                if last or stopping or is_due(progress.update, cfg.logging.save_every_n_updates):
                     checkpoints.save(state, progress.to_meta(cfg))
-                if stopping and not last:
+                if stopping:
                     log.warning("SIGTERM: saved after update %d; the same command goes on from there", progress.update)
                     return
-            _save_model(run, "final", state)
+            if not (best_only and progress.best_update):
+                _save_model(run, "final", state)
             run_log.finish(*_before_and_after(progress, cfg))
 
 
@@ -125,10 +95,7 @@ def make_run_programs(run: Run, optimizer: Optimizer) -> UpdatePrograms:
 
 def start(run: Run, optimizer: Optimizer, checkpoints: Checkpoints) -> tuple[TrainState, Progress, bool]:
     """The state to go on from: a named checkpoint's, the newest one's, or the supervised model's."""
-    cfg = run.cfg.logging
-    path = Path(cfg.resume_from_checkpoint) if cfg.resume_from_checkpoint else None
-    if path is None and cfg.auto_resume:
-        path = checkpoints.newest()
+    path = _checkpoint_to_go_on_from(run, checkpoints)
     like = abstract_state(run, optimizer, run.layouts.policy)
     mesh = dict(run.layouts.policy.mesh.shape)
     if path is None:
@@ -140,6 +107,13 @@ def start(run: Run, optimizer: Optimizer, checkpoints: Checkpoints) -> tuple[Tra
         log.warning("resuming %s with other settings than it was saved with: %s", path, "; ".join(changed))
     log.info("resumed %s at update %d", path, meta["update"])
     return state, Progress.from_meta(meta, mesh), True
+
+
+def _checkpoint_to_go_on_from(run: Run, checkpoints: Checkpoints) -> Path | None:
+    cfg = run.cfg.logging
+    if cfg.resume_from_checkpoint:
+        return Path(cfg.resume_from_checkpoint)
+    return checkpoints.newest() if cfg.auto_resume else None
 
 
 def abstract_state(run: Run, optimizer: Optimizer, layout: Layout) -> TrainState:
@@ -161,12 +135,8 @@ def _one_update(
     run_log: RunLog | NoLog,
 ) -> TrainState:
     cfg, update, clock = run.cfg, progress.update + 1, PhaseClock()
-    try:
+    with _saving_on_failure(run, state, progress, checkpoints):
         experience = collect_experience(run, state.params, update, clock)
-    except (Exception, KeyboardInterrupt) as error:  # collecting changes no state, so the state can be saved
-        if run.hosts.count == 1 or isinstance(error, RunStopped):  # else it may be this host's alone: no joint save
-            checkpoints.save(state, progress.to_meta(cfg))
-        raise
     run.hosts.reach(f"the optimizer steps of update {update}")
     with clock.phase("update"):
         state, stats = run_update(state, experience.update_batch(), programs, cfg.rl, run.frozen)
@@ -183,6 +153,19 @@ def _one_update(
     return state
 
 
+@contextmanager
+def _saving_on_failure(run: Run, state: TrainState, progress: Progress, checkpoints: Checkpoints) -> Iterator[None]:
+    """Around what changes no state: when it fails, what has been trained or evaluated is saved."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        together = isinstance(error, RunStopped)  # else it may be this host's alone, and a save needs all
+        something = progress.update or progress.baseline
+        if together or (run.hosts.count == 1 and something):
+            checkpoints.save(state, progress.to_meta(run.cfg))
+        raise
+
+
 def _profiled(run: Run, update: int) -> AbstractContextManager[None]:
     host = run.hosts.index if run.hosts.count > 1 else None
     return profile_update(run.output_dir, update, run.cfg.misc.profile_updates, host)
@@ -190,13 +173,17 @@ def _profiled(run: Run, update: int) -> AbstractContextManager[None]:
 
 def _train_row(experience: Experience, stats: dict[str, float | None], clock: PhaseClock, cfg: Config) -> dict:
     tokens = float(experience.batch.mask.sum())
+    figures = experience.figures(cfg.reward.metricx.offset)
+    seconds = {phase: clock.of(phase) for phase in ("rollout", "reference", "update")}
+    seconds["scoring"] = figures["seconds_scoring"] or 0.0
+    if experience.ref_logp is None:
+        seconds["reference"] = 0.0
     return {
-        **experience.figures(cfg.reward.metricx.offset),
+        **figures,
         **stats,
         "learning_rate": cfg.rl.lr,
         **clock.seconds(),
-        "rollout_tokens_per_second": tokens / clock.of("rollout"),
-        "update_tokens_per_second": tokens / clock.of("update"),
+        **{f"{phase}_tokens_per_second": tokens / s if s else None for phase, s in seconds.items()},
     }
 
 
@@ -218,16 +205,19 @@ def _evaluate(run: Run, state: TrainState, progress: Progress, run_log: RunLog |
             with_baseline_temperature=first,
         )
     row = summarize(report, progress.baseline, cfg)
+    score = row["model_select_score"]
+    best = not first and score is not None and (progress.best_score is None or score > progress.best_score)
+    if best:
+        _save_model(run, "best", state)
     run_log.evaluation(progress.update, row | {"seconds_eval": clock.of("eval")})
     if cfg.logging.save_eval_outputs:
-        run_log.eval_outputs([{"update": progress.update, **output} for output in report.outputs])
+        run_log.eval_outputs(report.output_rows(progress.update))
+    # only now, so that an evaluation that fails before is made again, and logged once
+    progress.latest, progress.latest_update = report, progress.update
     if first:
         progress.baseline = report
-    progress.latest, progress.latest_update = report, progress.update
-    score = row["model_select_score"]
-    if not first and score is not None and (progress.best_score is None or score > progress.best_score):
+    if best:
         progress.best_score, progress.best_update = score, progress.update
-        _save_model(run, "best", state)
 
 
 def _save_model(run: Run, name: str, state: TrainState) -> None:
@@ -235,10 +225,23 @@ def _save_model(run: Run, name: str, state: TrainState) -> None:
     save_model(run.output_dir / name, run.model, policy, run.policy_folder, to_host=to_host, write=first)
 
 
+def _set_aside(run: Run, checkpoints: Checkpoints, progress: Progress, resumed: bool) -> None:
+    """Renames what an earlier run, or a branch of this one that is given up, left past the start."""
+    if not run.hosts.is_first:
+        return
+    kept = checkpoints.set_aside_after(progress.update if resumed else -1)
+    models = [] if resumed else ["best", "final"]
+    if resumed and any((read_meta(path).get("best_update") or 0) > progress.update for path in kept):
+        models = ["best"]
+    for path in (*kept, *(move_aside(run.output_dir / name) for name in models)):
+        if path is not None:
+            log.warning("left by an earlier run, past the start of this one: kept as %s", path)
+
+
 def _open_log(run: Run, resume_update: int | None) -> RunLog | NoLog:
     if not run.hosts.is_first:
         return NoLog()
-    (run.output_dir / "resolved_config.yaml").write_text(dump_config(run.cfg))
+    (run.output_dir / "resolved_config.yaml").write_text(dump_config(run.cfg), encoding="utf-8")
     return RunLog(run.output_dir, run.cfg, resume_update)
 
 
@@ -250,36 +253,35 @@ def _before_and_after(progress: Progress, cfg: Config) -> tuple[Evaluated | None
 
 
 def evaluate_only(cfg: Config) -> None:
-    """Evaluates the policy, or the checkpoint that a run would go on from, and prints the table. Updates nothing."""
+    """Evaluates the policy, or the checkpoint that a run would go on from: a table, and a row in the log.
+
+    Updates nothing, and may run beside the run itself.
+    """
     with open_run(cfg, training=False) as run:
-        checkpoints = Checkpoints(run.output_dir, hosts=run.hosts)
-        state, progress, _ = start(run, make_optimizer(cfg.rl), checkpoints)
-        progress.latest = evaluate(
-            run.engine, run.rollout_policy(state.params), run.tokenizer, run.eval_prompts, run.scorer, cfg
-        )
-        progress.latest_update = progress.update
+        trained, progress = _weights_to_evaluate(run)
+        run.scorer.wait_until_ready()
+        report = evaluate(run.engine, run.rollout_policy(trained), run.tokenizer, run.eval_prompts, run.scorer, cfg)
+        progress.latest, progress.latest_update = report, progress.update
         before, after = _before_and_after(progress, cfg)
         assert after is not None  # it was evaluated above
         if run.hosts.is_first:
             print_report(before, after)
+            outputs = report.output_rows(progress.update) if cfg.logging.save_eval_outputs else []
+            append_evaluation(run.output_dir, cfg, progress.update, after.row, outputs)
 
 
-def config_dict(cfg: Config) -> dict:
-    """The config as plain data, without secrets."""
-    return yaml.safe_load(dump_config(cfg))
-
-
-def changed_keys(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """`section.key: old -> new` for every leaf that differs."""
-    changes = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            changes += changed_keys(before, after, f"{prefix}{key}.")
-        elif before != after:
-            changes.append(f"{prefix}{key}: {before!r} -> {after!r}")
-    return changes
-
-
-def _is_due(update: int, every: int) -> bool:
-    return every > 0 and update % every == 0
+def _weights_to_evaluate(run: Run) -> tuple[Params, Progress]:
+    """What is trained alone, without the optimizer's state."""
+    layout = run.layouts.policy
+    progress = Progress(dict(layout.mesh.shape))
+    path = _checkpoint_to_go_on_from(run, Checkpoints(run.output_dir, hosts=run.hosts))
+    if path is None:
+        return run.load_trained(), progress
+    stored = layout_of_sizes(read_meta(path)["mesh"])
+    like, held = (
+        {"params": abstract_params(run.trained_specs, run.trained_dtype, place.sharding_for)}
+        for place in (layout, stored)
+    )
+    state, meta = restore(path, like, held)
+    log.info("evaluating %s, of update %d", path, meta["update"])
+    return state["params"], Progress.from_meta(meta, progress.mesh)

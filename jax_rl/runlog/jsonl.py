@@ -20,7 +20,9 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open(path, "ab")
+        self._file = open(path, "ab+")
+        if self._file.tell() and self._file.seek(-1, os.SEEK_END) >= 0 and self._file.read(1) != b"\n":
+            self._file.write(b"\n")  # after a torn row, which would spoil the next one too
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes one line a row. Numbers that are not finite become null."""

@@ -1,7 +1,7 @@
 """Everything that a run tells: its JSON lines, TensorBoard scalars, progress, and the report at its end."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +15,17 @@ from jax_rl.runlog.tensorboard import Scalars
 
 log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
+
+
+def append_evaluation(output_dir: Path, cfg: Config, update: int, row: Row, outputs: Sequence[Row]) -> None:
+    """Adds an evaluation without training to a run's log and outputs, beside a trainer that may be writing them."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    names = cfg.logging
+    with JsonLines(output_dir / names.jsonl_name) as file:
+        file.append([{"type": "eval", "update": update, "eval_only": True, **row}])
+    if outputs:
+        with JsonLines(output_dir / names.eval_output_jsonl_name) as file:
+            file.append([{"eval_only": True, **output} for output in outputs])
 
 
 class NoLog:

@@ -62,6 +62,9 @@ def before_after(before: Evaluated | None, after: Evaluated) -> RenderableType:
             if decoding == "greedy" and name in after.row:
                 table.add_row(*_corpus_row(name, title, before, after, colder))
     notes = [f"{len(after.outputs)} held-out prompts; means with 95 % bootstrap intervals, the change paired by prompt"]
+    paired = after.row.get("examples_paired", len(after.outputs))
+    if paired < len(after.outputs):
+        notes.append(f"{paired} of the prompts were also evaluated before; the change is over these")
     if colder:
         notes.append("colder: the policy of before, sampled at eval.baseline_temperature")
     for name, title in CORPUS_FIGURES:
@@ -75,14 +78,14 @@ def translations(before: Evaluated | None, after: Evaluated, count: int = 5) -> 
     legend = Text("error spans:")
     for severity in SEVERITIES:
         legend.append(" ").append_text(_marked(severity, severity.lower()))
-    earlier = {row["example_id"]: row for row in before.outputs} if before else {}
+    earlier = {_example(row): row for row in before.outputs} if before else {}
     blocks: list[RenderableType] = [legend]
     for row in after.outputs[:count]:
         lines = [("source", Text(_printable(row["src_text"])))]
         if row.get("ref_text"):
             lines.append(("reference", Text(_printable(row["ref_text"]))))
-        if row["example_id"] in earlier:
-            lines.append(("before", _translation(earlier[row["example_id"]])))
+        if _example(row) in earlier:
+            lines.append(("before", _translation(earlier[_example(row)])))
         lines.append(("after", _translation(row)))
         grid = Table.grid(padding=(0, 1))
         grid.add_column(style="bold", no_wrap=True)
@@ -91,6 +94,10 @@ def translations(before: Evaluated | None, after: Evaluated, count: int = 5) -> 
             grid.add_row(name, text)
         blocks += [Text(""), Text(f"example {row['example_id']}", style="dim"), grid]
     return Group(*blocks)
+
+
+def _example(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["example_id"], row["src_text"]
 
 
 def mark_spans(text: str, spans: Sequence[Mapping[str, Any]]) -> Text:

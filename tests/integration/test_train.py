@@ -90,6 +90,51 @@ def test_a_finished_run_started_again_changes_nothing(tmp_path, start_training):
     assert again.finish() == 0, again.stderr[-3000:]
     assert again.log() == log
     assert (tmp_path / "run/final/model.safetensors").read_bytes() == weights
+    evaluation = start_training(tmp_path / "run", "rl.updates=2", "eval.eval_limit=9", "--eval-only", workers=False)
+    assert evaluation.finish() == 0, evaluation.stderr[-3000:]
+    *before, row = evaluation.log()
+    assert before == log and row["eval_only"] and row["type"] == "eval" and row["update"] == 2
+    assert row["examples"] > row["examples_paired"] == log[0]["examples"], "the change is over those of update 0"
+    over = start_training(tmp_path / "run", "rl.updates=1", "logging.auto_resume=false", workers=False)
+    assert over.finish() == 0, over.stderr[-3000:]
+    assert (tmp_path / "run/final.old-1/model.safetensors").read_bytes() == weights
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert names >= {"final", "best", "best.old-1", "train_log.jsonl.old-1", "checkpoint-1", "checkpoint-2.old-1"}
+
+
+def test_a_judge_that_fails_in_an_evaluation_costs_no_update(tmp_path, start_training, chat_server, reply):
+    """Its server breaks in the last evaluation of a run that saves at its end alone; the same command goes on."""
+    out = tmp_path / "run"
+    (tmp_path / "prompt.json").write_text('[{"role": "user", "content": "{source_seg} = {target_seg}"}]')
+    mqm = {"enabled": True, "base_url": chat_server.base_url, "model_name": "judge", "max_retries": 0}
+    overrides = [
+        f"reward.mqm={json.dumps(mqm | {'prompt_file': str(tmp_path / 'prompt.json')})}",
+        "reward.w_mqm_seq=1",
+        "rl.updates=2",
+        "eval.num_samples_per_prompt=1",
+        "eval.baseline_temperature=null",
+        "logging.save_every_n_updates=0",
+        "logging.save_only_best=true",
+    ]
+    first = start_training(out, *overrides, workers=False)
+    broken = reply(status=400, body="broken")
+    trained = [("eval", 0), ("train", 1), ("train", 2)]
+    chat_server.respond = lambda request: broken if kinds(first) == trained else reply.chat("no-error")
+    assert first.finish() == 1 and "HTTP 400" in first.stderr
+    assert kinds(first) == trained
+    chat_server.respond = lambda request: reply.chat("no-error")
+    rows, refused = first.log(), chat_server.requests[-1]["messages"]
+    again = start_training(out, *overrides, workers=False)
+    assert again.finish() == 0, again.stderr[-3000:]
+    assert "at update 2" in again.stderr and again.log()[:3] == rows and kinds(again) == [*trained, ("eval", 2)]
+    asked = [request["messages"] for request in chat_server.requests if request["messages"] != refused]
+    assert len(asked) == len({json.dumps(messages) for messages in asked}), "nothing that was answered is asked again"
+    assert not [p.name for p in out.iterdir() if p.name == "final" or p.name.startswith("checkpoint-")]
+    assert_transformers_loads(out / "best")
+
+
+def kinds(run):
+    return [(row["type"], row["update"]) for row in run.log()]
 
 
 def test_micro_batches_change_no_loss(tmp_path, start_training):
@@ -176,7 +221,20 @@ def test_a_broken_row_is_refused_with_file_and_line(bad_run, tmp_path):
     assert code == 2 and f"{data}, line 2: broken JSON" in stderr and "Traceback" not in stderr and not wrote
 
 
+def test_a_start_that_fails_does_not_wait_for_the_workers(bad_run, tmp_path, small_policy):
+    """The reference is refused while a worker still loads."""
+    program = tmp_path / "slow"
+    program.write_text(f"#!/bin/sh\nsleep 60\ntouch {tmp_path / 'loaded'}\n")
+    program.chmod(0o755)
+    overrides = [f"model.reference_name_or_path={small_policy}", "rl.kl_coef=0.1", "reward.xcomet.enabled=false"]
+    code, stderr, _ = bad_run(*overrides, f"reward.metricx.python_executable={program}")
+    assert code == 2 and "is not the same architecture" in stderr and "Traceback" not in stderr
+    assert not (tmp_path / "loaded").exists()
+
+
 def test_eval_only_prints_a_table_and_updates_nothing(tmp_path, repo, small_policy, capsys):
+    unfinished = tmp_path / "out" / ".resume_latest.new-7" / "state"  # of a trainer that is saving
+    unfinished.mkdir(parents=True)
     code = train.main(
         [
             "--config",
@@ -188,12 +246,17 @@ def test_eval_only_prints_a_table_and_updates_nothing(tmp_path, repo, small_poli
             "reward.xcomet.enabled=false",
             "reward.w_chrf=1.0",
             "eval.eval_limit=4",
-            "eval.num_samples_per_prompt=1",
+            "eval.num_samples_per_prompt=2",
+            "logging.save_eval_outputs=true",
         ]
     )
     assert code == 0
     assert "chrF" in capsys.readouterr().out
-    assert not list((tmp_path / "out").glob("checkpoint-*"))
+    assert unfinished.exists() and not list((tmp_path / "out").glob("checkpoint-*"))
+    with open(tmp_path / "out/eval_outputs.jsonl") as file:
+        outputs = [json.loads(line) for line in file]
+    assert [row["decoding"] for row in outputs] == ["greedy"] * 4 + ["sampled"] * 8
+    assert all(row["completion_text"] is not None and "chrf" in row["scores"] for row in outputs)
 
 
 def test_secrets_reach_no_file_and_no_log(tmp_path, start_training, toy_text):

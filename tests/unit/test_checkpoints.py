@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -90,6 +91,7 @@ def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path, options):
         import jax.numpy as jnp
         from jax_rl.checkpoints import Checkpoints, read_meta, restore
         checkpoints = Checkpoints({str(tmp_path)!r}, {options})
+        checkpoints.mend()
         newest = checkpoints.newest()
         update = 0
         if newest is not None:
@@ -119,6 +121,50 @@ def test_sigkill_while_saving_leaves_a_whole_checkpoint(tmp_path, options):
             for line in process.stdout.read().splitlines():
                 if line.startswith("saved"):
                     promised = int(line.split()[1])
+
+
+def test_a_kill_while_meta_is_written_costs_no_earlier_checkpoint(tmp_path):
+    """A full disk or a kill in the middle of the last file, and then several starts."""
+    checkpoints = Checkpoints(tmp_path, resume_only=True)
+    checkpoints.save(state(1), {"update": 1})
+    torn = tmp_path / ".resume_latest.new-2"
+    shutil.copytree(tmp_path / "resume_latest", torn)
+    (torn / "meta.json").unlink()
+    (torn / "meta.json.part").write_text('{"update": 2, "conf')
+    for _ in range(2):
+        checkpoints.mend()
+        assert read_meta(checkpoints.newest())["update"] == 1
+        restore(checkpoints.newest(), zeros())
+    assert [p.name for p in tmp_path.iterdir()] == ["resume_latest"]
+
+
+def test_a_damaged_unpublished_checkpoint_replaces_nothing(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1), {"update": 1})
+    shutil.copytree(tmp_path / "resume_latest", tmp_path / ".resume_latest.new-2")
+    (tmp_path / ".resume_latest.new-2" / "meta.json").write_text('{"update": 2, "conf')
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            checkpoints.mend()
+        assert read_meta(tmp_path / "resume_latest")["update"] == 1
+
+
+def test_who_only_reads_disturbs_no_save(tmp_path):
+    Checkpoints(tmp_path).save(state(1), {"update": 1})
+    unfinished = tmp_path / ".resume_latest.new-2" / "state"
+    unfinished.mkdir(parents=True)
+    reader = Checkpoints(tmp_path)
+    assert read_meta(reader.newest())["update"] == 1 and unfinished.exists()
+    (tmp_path / "checkpoint-1").rename(tmp_path / "elsewhere")
+    (tmp_path / "resume_latest").rename(tmp_path / ".resume_latest.old")  # between the writer's two renames
+    assert read_meta(reader.newest())["update"] == 1
+    assert Checkpoints(tmp_path / "nothing").newest() is None and not (tmp_path / "nothing").exists()
+
+
+def test_a_part_of_the_state_can_be_restored_alone(tmp_path):
+    Checkpoints(tmp_path).save(state(3), {"update": 3})
+    restored, _ = restore(tmp_path / "checkpoint-3", {"params": zeros()["params"]})
+    jax.tree.map(np.testing.assert_array_equal, restored, {"params": state(3)["params"]})
 
 
 def test_a_run_that_starts_over_sets_later_checkpoints_aside(tmp_path):

@@ -65,6 +65,15 @@ def test_any_text_survives_on_one_line(tmp_path_factory: pytest.TempPathFactory,
     assert (json.loads(first), json.loads(second)) == ({"text": text}, {"next": 1})
 
 
+def test_a_row_after_a_torn_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"update": 1}\n{"upd')
+    write(path, {"update": 2})
+    assert [json.loads(line) for line in path.read_text().splitlines()[::2]] == [{"update": 1}, {"update": 2}]
+    write(path, {"update": 3})
+    assert path.read_text().endswith('{"update": 2}\n{"update": 3}\n')
+
+
 def test_a_resumed_run_cuts_later_rows_and_the_torn_last_line(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     rows = [{"type": "eval", "update": 0}, {"update": 1}, {"update": 2}, {"type": "eval", "update": 2}, {"update": 3}]

@@ -43,23 +43,25 @@ class ClusterError(UserError):
 class Cluster:
     """What `jax.distributed.initialize` is told; None leaves a question to JAX, which asks the launcher."""
 
-    launcher: str | None = None  # slurm, ompi, k8s, tpu: JAX finds address and numbers itself
+    launcher: str | None = None  # slurm, ompi, tpu: JAX finds address and numbers itself
     coordinator: str | None = None  # host:port of process 0
     processes: int | None = None
     index: int | None = None
-    whole_hosts: bool = True  # one process a host, with all its devices; else one a device
+    whole_hosts: bool = True  # one process a host, with all its devices; else several, for CPUs alone
 
 
 def find_cluster(environ: Mapping[str, str]) -> Cluster | None:
     """The other processes of this run as the environment tells of them; None: there are none.
 
-    JAX_COORDINATOR_ADDRESS (or MASTER_ADDR and MASTER_PORT) wins, with the number of processes and this one's from
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID or from what the launcher sets; else Slurm, Open MPI, Kubernetes and TPU pods
-    are recognised as JAX recognises them.
+    JAX_NUM_PROCESSES=1 says that there are none. JAX_COORDINATOR_ADDRESS (or MASTER_ADDR and MASTER_PORT) wins, with
+    the number of processes and this one's from JAX_NUM_PROCESSES and JAX_PROCESS_ID or from what the launcher sets;
+    else Slurm, Open MPI and TPU pods are recognised as JAX recognises them.
 
     Raises:
         ClusterError: the address is there and a number is not, or the other way round.
     """
+    if environ.get("JAX_NUM_PROCESSES") == "1":
+        return None
     address = environ.get("JAX_COORDINATOR_ADDRESS")
     if not address and "MASTER_ADDR" in environ and "RANK" in environ:
         address = f"{environ['MASTER_ADDR']}:{environ.get('MASTER_PORT', '29500')}"
@@ -81,11 +83,38 @@ def find_cluster(environ: Mapping[str, str]) -> Cluster | None:
                 "set JAX_COORDINATOR_ADDRESS to host:port of that machine (mpirun -x JAX_COORDINATOR_ADDRESS=...)"
             )
         return Cluster("ompi", whole_hosts=whole_hosts)
-    if len(environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
+    listed = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES") or ""
+    if len(listed.split(",")) > 1 or (not listed and _is_pod_by_metadata()):
         return Cluster("tpu")
     if "KUBERNETES_SERVICE_HOST" in environ and "JOB_COMPLETION_INDEX" in environ:
-        return Cluster("k8s")
+        raise ClusterError(
+            "this is a pod of a Kubernetes Indexed Job, which does not tell of the others; set JAX_COORDINATOR_ADDRESS "
+            "and JAX_NUM_PROCESSES as configs/launch/jobset.yaml does, or JAX_NUM_PROCESSES=1 if each is its own run"
+        )
     return None
+
+
+def _is_pod_by_metadata() -> bool:
+    """Whether this is one of several TPU machines of Compute Engine: no variable says so, its metadata server does."""
+    from jax._src import cloud_tpu_init  # JAX's own detection has no public name
+    from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
+
+    return (
+        cloud_tpu_init.running_in_cloud_tpu_vm
+        and GceTpuCluster.is_env_present()
+        and GceTpuCluster.get_process_count() > 1
+    )
+
+
+def require_whole_run(hosts: "Hosts") -> None:
+    """ClusterError where JAX's devices belong to more processes than have joined: each would be a run of its own."""
+    import jax
+
+    if jax.process_count() != hosts.count:
+        raise ClusterError(
+            f"JAX's devices belong to {jax.process_count()} processes, and this one knows of {hosts.count}; set "
+            "JAX_COORDINATOR_ADDRESS=host:port of the first, JAX_NUM_PROCESSES and JAX_PROCESS_ID on each"
+        )
 
 
 def _number(environ: Mapping[str, str], names: tuple[str, ...]) -> int | None:
@@ -254,10 +283,16 @@ def join_hosts(cluster: Cluster | None, *, timeout_sec: float, heartbeat_sec: fl
         devices: how many accelerators this process sees, where it is the only one of its host; None: JAX's choice.
 
     Raises:
+        ClusterError: several processes were started on a host with GPUs.
         HostError: the others did not come.
     """
     if cluster is None:
         return Hosts(0, 1, None, timeout_sec)
+    if devices and not cluster.whole_hosts:
+        raise ClusterError(
+            "several processes were started on one host, and each would take its GPUs; start one a host "
+            "(srun --ntasks-per-node=1, torchrun --nproc-per-node=1, mpirun --npernode 1): it uses all of them"
+        )
     import jax
     from jax._src import distributed  # the client has no public name
 
@@ -267,7 +302,7 @@ def join_hosts(cluster: Cluster | None, *, timeout_sec: float, heartbeat_sec: fl
             cluster.coordinator,
             cluster.processes,
             cluster.index,
-            local_device_ids=list(range(devices)) if devices and cluster.whole_hosts else None,
+            local_device_ids=list(range(devices)) if devices else None,
             cluster_detection_method=(
                 "deactivate"
                 if cluster.coordinator

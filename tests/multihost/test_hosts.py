@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jax_rl.parallel.multihost import Cluster, ClusterError, find_cluster
+from jax_rl.parallel.multihost import Cluster, ClusterError, Hosts, find_cluster, join_hosts, require_whole_run
 
 HOSTS = str(Path(__file__).with_name("hosts.py"))
 
@@ -83,7 +83,9 @@ def test_a_killed_process_ends_the_others(hosts):
             Cluster("ompi", whole_hosts=False),
         ),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, Cluster("tpu")),
-        ({"KUBERNETES_SERVICE_HOST": "k", "JOB_COMPLETION_INDEX": "0"}, Cluster("k8s")),
+        ({"TPU_PROCESS_ADDRESSES": "a:1,b:1"}, Cluster("tpu")),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"JAX_NUM_PROCESSES": "1", "KUBERNETES_SERVICE_HOST": "k", "JOB_COMPLETION_INDEX": "3"}, None),
     ],
 )
 def test_launchers_are_recognised(environ, cluster):
@@ -98,8 +100,21 @@ def test_launchers_are_recognised(environ, cluster):
         ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "x", "RANK": "0"}, "JAX_NUM_PROCESSES is 'x'"),
         ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "RANK": "2"}, "process 2 of 2"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "set JAX_COORDINATOR_ADDRESS"),
+        ({"KUBERNETES_SERVICE_HOST": "k", "JOB_COMPLETION_INDEX": "0"}, "JAX_NUM_PROCESSES=1 if each is its own run"),
     ],
 )
 def test_half_told_environments_are_refused(environ, message):
     with pytest.raises(ClusterError, match=message):
         find_cluster(environ)
+
+
+def test_several_processes_on_one_host_with_gpus_are_refused():
+    with pytest.raises(ClusterError, match="start one a host"):
+        join_hosts(Cluster(None, "a:1", 16, 3, whole_hosts=False), timeout_sec=1, heartbeat_sec=1, devices=8)
+
+
+def test_a_run_that_knows_of_other_processes_than_jax_is_refused(monkeypatch):
+    require_whole_run(Hosts(0, 1, None, 1.0))
+    monkeypatch.setattr("jax.process_count", lambda: 16)  # as on a TPU pod that was not recognised
+    with pytest.raises(ClusterError, match="belong to 16 processes, and this one knows of 1; set JAX_COORDINATOR"):
+        require_whole_run(Hosts(0, 1, None, 1.0))

@@ -31,7 +31,7 @@ from jax_rl.models.params import Params, Specs, count_params
 from jax_rl.models.registry import Model
 from jax_rl.parallel.devices import place_models
 from jax_rl.parallel.layouts import Layouts, make_layouts, make_transfer, placement_table
-from jax_rl.parallel.multihost import Hosts, describe_failure, find_cluster, join_hosts
+from jax_rl.parallel.multihost import Hosts, describe_failure, find_cluster, join_hosts, require_whole_run
 from jax_rl.parallel.seats import Seats, claim
 from jax_rl.parallel.sharding import Layout
 from jax_rl.rewards.scoring import build_scorer
@@ -119,6 +119,7 @@ def open_run(cfg: Config, *, training: bool = True) -> Iterator[Run]:
 
 @contextmanager
 def _open_parts(cfg: Config, seats: Seats, hosts: Hosts, training: bool) -> Iterator[Run]:
+    require_whole_run(hosts)
     placement = place_models(cfg, seats)
     if cfg.logging.resume_from_checkpoint:
         read_meta(Path(cfg.logging.resume_from_checkpoint))
@@ -131,6 +132,7 @@ def _open_parts(cfg: Config, seats: Seats, hosts: Hosts, training: bool) -> Iter
         )
     eval_prompts = _prompts(cfg, tokenizer, "eval")
     checkpoint = open_checkpoint(policy_folder)
+    _require_known_ids(tokenizer, [*train_prompts, *eval_prompts], checkpoint.model.cfg.vocab_size)
     layouts = make_layouts(cfg, placement, checkpoint.model)
     adapters = _adapters(cfg, checkpoint.model)
     output_dir = Path(cfg.logging.output_dir)
@@ -257,6 +259,16 @@ def _prompts(cfg: Config, tokenizer: Tokenizer, split: Split) -> list[Prompt]:
         cfg.data.max_prompt_tokens,
         cfg.data.overlong_prompt_policy,
     )
+
+
+def _require_known_ids(tokenizer: Tokenizer, prompts: list[Prompt], vocab: int) -> None:
+    """A lookup past the table gives its last row, without a word."""
+    highest = max([*tokenizer.eos_ids, *(max(prompt.token_ids) for prompt in prompts)])
+    if highest >= vocab:
+        raise UserError(
+            f"the tokenizer in {tokenizer.folder} gives id {highest}, but the policy's vocabulary ends at {vocab - 1}; "
+            "model.tokenizer_name_or_path must be a tokenizer of model.policy_name_or_path"
+        )
 
 
 def _adapters(cfg: Config, model: Model) -> Specs | None:

@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -219,6 +220,20 @@ def test_a_broken_row_is_refused_with_file_and_line(bad_run, tmp_path):
     data.write_text('{"src_text": "one"}\n{"src_text": "two"\n')
     code, stderr, wrote = bad_run(f"data.train_file={data}")
     assert code == 2 and f"{data}, line 2: broken JSON" in stderr and "Traceback" not in stderr and not wrote
+
+
+def test_a_tokenizer_of_another_model_is_refused(bad_run, tmp_path, repo):
+    """Its ids would read past the embedding."""
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(repo / "configs/toy/policy", folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    added = {"id": 99_999, "content": "<far>", "special": True, "single_word": False, "lstrip": False, "rstrip": False}
+    tokenizer["added_tokens"].append(added | {"normalized": False})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 99_999]}))
+    code, stderr, wrote = bad_run(f"model.tokenizer_name_or_path={folder}")
+    assert code == 2 and "gives id 99999, but the policy's vocabulary ends at" in stderr
+    assert "Traceback" not in stderr and not wrote
 
 
 def test_a_start_that_fails_does_not_wait_for_the_workers(bad_run, tmp_path, small_policy):

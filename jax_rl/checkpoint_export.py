@@ -50,7 +50,7 @@ def export_checkpoint(
         write_adapters(out, run.adapters, leaves, run.alpha, base or run.base_name, multimodal, dtype or "float32")
         return
     leaves = jax.tree_util.tree_map_with_path(run.policy_leaf, run.base.model.specs)
-    write_model(out, run.base.model, leaves, run.base.folder, dtype or leaves["embed"].dtype)
+    write_model(out, run.base.model, leaves, run.base.folder, dtype or leaves["embed"].dtype, run.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class _Run:
 
     base: HFCheckpoint
     base_name: str
+    tokenizer: Path | None  # its folder, if that is not the base's
     dtype: np.dtype  # of the run's frozen weights
     adapters: Specs | None  # under LoRA
     alpha: float
@@ -102,6 +103,9 @@ def _open_run(checkpoint: Path, base: str | None) -> _Run:
     name = model["policy_name_or_path"]
     token = os.environ.get(misc["huggingface_token_env"])
     source = open_checkpoint(resolve_model_folder(base or name, misc["huggingface_cache_dir"], token))
+    tokenizer = model.get("tokenizer_name_or_path")
+    if tokenizer is not None:
+        tokenizer = resolve_model_folder(tokenizer, misc["huggingface_cache_dir"], token)
     lora = model.get("lora", {"enabled": False, "alpha": 1.0, "rank": 1})
     adapters = None
     if lora["enabled"]:
@@ -110,7 +114,15 @@ def _open_run(checkpoint: Path, base: str | None) -> _Run:
     _compare(checkpoint, arrays, source.model.specs if adapters is None else adapters, source.folder, layout)
     scale = lora["alpha"] / lora["rank"]
     return _Run(
-        source, name, jax.numpy.dtype(misc["dtype"]), adapters, lora["alpha"], scale, _keep_last(arrays), arrays
+        source,
+        name,
+        tokenizer,
+        jax.numpy.dtype(misc["dtype"]),
+        adapters,
+        lora["alpha"],
+        scale,
+        _keep_last(arrays),
+        arrays,
     )
 
 

@@ -222,7 +222,8 @@ def _evaluate(run: Run, state: TrainState, progress: Progress, run_log: RunLog |
 
 def _save_model(run: Run, name: str, state: TrainState) -> None:
     policy, first = run.policy(state.params), run.hosts.is_first
-    save_model(run.output_dir / name, run.model, policy, run.policy_folder, to_host=to_host, write=first)
+    out, tokenizer = run.output_dir / name, run.tokenizer.folder
+    save_model(out, run.model, policy, run.policy_folder, tokenizer=tokenizer, to_host=to_host, write=first)
 
 
 def _set_aside(run: Run, checkpoints: Checkpoints, progress: Progress, resumed: bool) -> None:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from jax_rl.models.whole_folder import whole_folder
 
 MAX_FILE_BYTES = 5 << 30  # of an exported safetensors file, as transformers has it
 COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer, chat template, generation settings
+TOKENIZER_FILES = ("*token*", "chat_template*", "*.model", "vocab.*", "merges.txt")  # of these
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ def save_model(
     params: Params,
     source: Path | str | None = None,
     *,
+    tokenizer: Path | None = None,
     to_host: Callable[[jax.Array], np.ndarray] = np.asarray,
     write: bool = True,
 ) -> None:
@@ -51,6 +54,7 @@ def save_model(
         model, params: what to write, in the parameters' own dtype; adapters are merged.
         source: the checkpoint that training started from. Tensor names, config, tokenizer, and the tensors that are not
             the text model's (a vision tower) come from it. None: `out` itself, which holds a config.json.
+        tokenizer: the folder of the tokenizer, its chat template and its stop ids, if that is another.
         to_host, write: of arrays that lie on several hosts: all of these call this with a `to_host` that gathers an
             array on each, and one of them writes.
 
@@ -63,7 +67,7 @@ def save_model(
             for row in range(len(spec.hf_names)):
                 leaf.tensor(row)
         return
-    write_model(out, model, leaves, out if source is None else source, params["embed"].dtype)
+    write_model(out, model, leaves, out if source is None else source, params["embed"].dtype, tokenizer)
 
 
 def _leaf_of_array(to_host: Callable[[jax.Array], np.ndarray], spec: ParamSpec, held: jax.Array | Adapted) -> Leaf:
@@ -74,7 +78,14 @@ def _leaf_of_array(to_host: Callable[[jax.Array], np.ndarray], spec: ParamSpec, 
     return Leaf(np.dtype(held.dtype), tensor)
 
 
-def write_model(out: Path | str, model: Model, leaves: dict[str, Any], source: Path | str, dtype: DTypeLike) -> None:
+def write_model(
+    out: Path | str,
+    model: Model,
+    leaves: dict[str, Any],
+    source: Path | str,
+    dtype: DTypeLike,
+    tokenizer: Path | None = None,
+) -> None:
     """`save_model` of parameters that may lie anywhere; in host memory is one tensor of the file at a time.
 
     Args:
@@ -85,13 +96,32 @@ def write_model(out: Path | str, model: Model, leaves: dict[str, Any], source: P
     raw = read_config(source)
     tensors = _tensors_to_write(model, leaves, source, raw, np.dtype(dtype))
     with whole_folder(out) as folder:
-        for pattern in COMPANIONS:
-            for file in source.glob(pattern):
-                if file.name != "config.json" and not file.name.endswith(".index.json"):
-                    shutil.copyfile(file, folder / file.name)
+        for file in _companions(source, tokenizer):
+            shutil.copyfile(file, folder / file.name)
         config = _exported_config(raw, model, np.dtype(dtype))
         (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         write_files(folder, tensors, MAX_FILE_BYTES)
+
+
+def _companions(source: Path, tokenizer: Path | None) -> list[Path]:
+    """What lies beside the weights. A tokenizer of another folder comes with all of its files and none of the source's,
+    and with that folder's generation settings, which hold its stop ids.
+    """
+
+    def beside(folder: Path) -> dict[str, Path]:
+        files = {file.name: file for pattern in COMPANIONS for file in folder.glob(pattern)}
+        return {n: f for n, f in files.items() if n != "config.json" and not n.endswith(".index.json")}
+
+    own = beside(source)
+    if tokenizer is None or tokenizer.resolve() == source.resolve():
+        return list(own.values())
+
+    def is_tokenizers(name: str) -> bool:
+        return any(fnmatch(name, pattern) for pattern in TOKENIZER_FILES)
+
+    kept = {name: file for name, file in own.items() if not is_tokenizers(name)}
+    other = {n: f for n, f in beside(tokenizer).items() if is_tokenizers(n) or n == "generation_config.json"}
+    return list((kept | other).values())
 
 
 def _tensors_to_write(

@@ -19,6 +19,9 @@ from jax_rl.models.params import ParamSpec, Specs
 from jax_rl.models.safetensors_file import TensorToWrite, write_file
 from jax_rl.models.whole_folder import whole_folder
 
+# what peft.AutoPeftModel loads: for AutoModelForCausalLM some multimodal models are the text model alone
+WRAPPER = {"base_model_class": "AutoModelForImageTextToText", "parent_library": "transformers"}
+
 
 def write_adapters(
     out: Path, specs: Specs, leaves: dict[str, Any], alpha: float, base: str, multimodal: bool, dtype: DTypeLike
@@ -48,7 +51,7 @@ def write_adapters(
     names = adapted_names(specs)
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": None if multimodal else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": next(tensor.shape[0] for tensor in tensors if tensor.name.endswith("lora_A.weight")),
         "lora_alpha": alpha,
@@ -56,6 +59,7 @@ def write_adapters(
         "bias": "none",
         # a vision tower has a q_proj too: a list would name it, a pattern matches the whole path
         "target_modules": rf"model\.language_model\..*\.({'|'.join(names)})" if multimodal else names,
+        "auto_mapping": WRAPPER if multimodal else None,
         "inference_mode": True,
     }
     with whole_folder(out) as folder:

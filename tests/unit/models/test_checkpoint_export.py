@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModel, AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -30,10 +30,14 @@ LORA = {"enabled": True, "rank": 3, "alpha": 6.0, "dropout": 0.0, "target_module
 TOKENS = np.arange(3, 33)[None]
 
 
-def save(run, params, source, dtype="float32", lora=None):
+def save(run, params, source, dtype="float32", lora=None, tokenizer=None):
     """A checkpoint as a run leaves it, the optimizer's state with it."""
     config = {
-        "model": {"policy_name_or_path": str(source), **({} if lora is None else {"lora": lora})},
+        "model": {
+            "policy_name_or_path": str(source),
+            "tokenizer_name_or_path": None if tokenizer is None else str(tokenizer),
+            **({} if lora is None else {"lora": lora}),
+        },
         "misc": {"dtype": dtype, "huggingface_cache_dir": None, "huggingface_token_env": "HF_TOKEN"},
     }
     state = vars(init_train_state(params, make_optimizer(RLConfig())))  # Orbax writes the same of dict and dataclass
@@ -110,6 +114,31 @@ def test_adapters_merged_and_for_peft(family, tiny_checkpoint, tmp_path):
     loaded = PeftModel.from_pretrained(transformers_model(source), tmp_path / "peft")
     assert not [name for name, _ in loaded.named_parameters() if "lora" in name and not is_text(name)]
     np.testing.assert_allclose(hf_logits(loaded.eval()), trained, atol=1e-4)
+    auto = AutoPeftModel if "wrapper" in family else AutoPeftModelForCausalLM
+    np.testing.assert_allclose(hf_logits(auto.from_pretrained(tmp_path / "peft").eval()), trained, atol=1e-4)
+
+
+def test_the_tokenizer_that_was_trained_with_goes_along(tiny_checkpoint, tmp_path):
+    """A base model trained with the tokenizer, chat template and stop ids of the instruction-tuned one."""
+    _, source = tiny_checkpoint("llama")
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    shutil.copytree(source, base)
+    tuned.mkdir()
+    for folder in (base, tuned):
+        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            (folder / name).write_text(json.dumps({"of": folder.name}))
+    (base / "merges.txt").write_text("base")
+    (base / "preprocessor_config.json").write_text("{}")
+    (tuned / "chat_template.jinja").write_text("tuned")
+    (tuned / "config.json").write_text("{}")
+    _, params = load_model(base, jnp.float32)
+    checkpoint = save(tmp_path / "run", params, base, tokenizer=tuned)
+    export(checkpoint, "--to", tmp_path / "out")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text()) == {"of": "tuned"}
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names >= {"chat_template.jinja", "preprocessor_config.json"} and "merges.txt" not in names
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
 
 
 @pytest.mark.parametrize("decay_rates", [torch.float32, torch.bfloat16])

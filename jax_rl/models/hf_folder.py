@@ -1,6 +1,7 @@
 """What lies in a Hugging Face folder: which tensors, in which files, under which names."""
 
 import json
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from jax_rl.models.safetensors_file import StoredTensor, read_header
 
 HEAD = "lm_head.weight"
 INDEX = "model.safetensors.index.json"
+DERIVED = "rotary_emb.inv_freq"  # stored in files of Llama 2's time
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,18 @@ def has_weights(folder: Path) -> bool:
 
 
 def list_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str]]:
-    """All tensors of a folder, and what is wrong with its files.
+    """All tensors of a folder, and what is wrong with its files. Without tables that follow from the config.
 
     Raises:
         ModelError: there are no safetensors files at all.
     """
     index, single = folder / INDEX, folder / "model.safetensors"
-    if index.is_file():
-        paths = [folder / name for name in _indexed_files(index)]
-    elif single.is_file():
+    if single.is_file():
         paths = [single]
+        if index.is_file():
+            log.warning("%s holds model.safetensors and %s; the former is read, as transformers does", folder, INDEX)
+    elif index.is_file():
+        paths = [folder / name for name in _indexed_files(index)]
     else:
         found = ", ".join(
             sorted(p.name for p in folder.glob("*") if p.suffix in (".safetensors", ".bin", ".pt", ".gguf"))
@@ -65,7 +71,7 @@ def list_tensors(folder: Path) -> tuple[dict[str, StoredTensor], list[str]]:
         )
         problems += group_by_layer(f"twice (again in {path.name})", [name for name in in_file if name in tensors])
         tensors.update(in_file)
-    return tensors, problems
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(DERIVED)}, problems
 
 
 def _indexed_files(index: Path) -> list[str]:

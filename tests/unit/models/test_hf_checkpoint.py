@@ -155,6 +155,25 @@ def test_a_shard_that_is_not_there_is_named(text_hf, tmp_path):
         load_model(tmp_path, jnp.float32)
 
 
+def test_tables_that_old_files_hold_are_left_out(damaged):
+    """Llama 2's files have one a layer, though it follows from the config; transformers drops it too."""
+
+    def add_tables(tensors):
+        tensors |= {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(8) for i in range(7)}
+
+    assert not [name for name in open_checkpoint(damaged(add_tables)).tensors if "inv_freq" in name]
+
+
+def test_one_file_wins_over_an_index_as_in_transformers(text_hf, text_folder, tmp_path, caplog):
+    """A model saved over the shards of another."""
+    text_hf.save_pretrained(tmp_path, max_shard_size="100KB")
+    for shard in tmp_path.glob("*.safetensors"):
+        shard.write_bytes(b"old")
+    shutil.copy(text_folder / "model.safetensors", tmp_path)
+    equal(load_model(tmp_path, jnp.float32)[1], load_model(text_folder, jnp.float32)[1])
+    assert "the former is read" in caplog.text
+
+
 def test_folders_that_are_no_checkpoint(text_folder, tmp_path):
     with pytest.raises(ModelError, match="there is no folder"):
         load_model(tmp_path / "nowhere", jnp.float32)

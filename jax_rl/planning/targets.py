@@ -115,9 +115,17 @@ def _this_machine() -> Target:
     kind = devices[0].device_kind
     known = next((chip for name, chip in CHIPS.items() if name in kind.lower().replace(" ", "")), None)
     if known is None:
-        limit = (devices[0].memory_stats() or {}).get("bytes_limit") if devices[0].platform != "cpu" else None
-        known = Chip(devices[0].platform, limit or _host_memory() // len(devices))
+        known = _chip_by_its_memory(devices[0], _host_memory() // len(devices))
     return Target(f"{len(devices)} x {kind}", known, (tuple(devices),))
+
+
+def _chip_by_its_memory(device: jax.Device, otherwise: int) -> Chip:
+    """One that no table names; JAX says how much of a GPU it takes."""
+    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
+    if device.platform != "gpu":
+        return Chip(device.platform, limit or otherwise)
+    whole = Chip("cuda", 1 << 60)  # JAX's name of the platform is gpu
+    return Chip("cuda", otherwise if limit is None else round(limit / (whole.usable_bytes / whole.memory_bytes)))
 
 
 def _by_host(devices: list[jax.Device]) -> tuple[tuple[jax.Device, ...], ...]:

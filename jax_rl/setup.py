@@ -29,9 +29,10 @@ from jax_rl.models.hub import resolve_model_folder
 from jax_rl.models.lora import adapter_specs, init_adapters, policy_weights
 from jax_rl.models.params import Params, Specs, count_params
 from jax_rl.models.registry import Model
+from jax_rl.parallel.cluster import find_cluster
 from jax_rl.parallel.devices import place_models
 from jax_rl.parallel.layouts import Layouts, make_layouts, make_transfer, placement_table
-from jax_rl.parallel.multihost import Hosts, describe_failure, find_cluster, join_hosts, require_whole_run
+from jax_rl.parallel.multihost import Hosts, describe_failure, join_hosts, require_whole_run
 from jax_rl.parallel.seats import Seats, claim
 from jax_rl.parallel.sharding import Layout
 from jax_rl.rewards.scoring import build_scorer

@@ -5,7 +5,8 @@ import signal
 import sys
 import time
 
-from jax_rl.parallel.multihost import HostError, find_cluster, join_hosts
+from jax_rl.parallel.cluster import find_cluster
+from jax_rl.parallel.multihost import HostError, join_hosts
 
 port, count, index, action = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 environ = {

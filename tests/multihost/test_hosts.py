@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from jax_rl.parallel.multihost import Cluster, ClusterError, Hosts, find_cluster, join_hosts, require_whole_run
+from jax_rl.parallel.cluster import Cluster, ClusterError, find_cluster
+from jax_rl.parallel.multihost import Hosts, join_hosts, require_whole_run
 
 HOSTS = str(Path(__file__).with_name("hosts.py"))
 

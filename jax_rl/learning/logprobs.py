@@ -79,11 +79,12 @@ def completion_logprobs(
 def count_blocks(vocab: int, tokens: int, logits_at_once: int) -> int:
     """Into how many blocks the vocabulary is cut, for about so many logits at a time.
 
-    The divisor of the vocabulary that is nearest; where none comes within a factor of two, blocks leave a rest.
+    The divisor of the vocabulary that is nearest; where none comes within a factor of two, blocks leave a rest, smaller
+    than a block, which costs the backward pass two copies of the table.
     """
     wanted = min(max(vocab * tokens / logits_at_once, 1.0), vocab)
     nearest = min((n for n in range(1, vocab + 1) if vocab % n == 0), key=lambda n: abs(log(n / wanted)))
-    return nearest if abs(log(nearest / wanted)) <= log(2) else ceil(wanted)
+    return nearest if abs(log(nearest / wanted)) <= log(2) else vocab // (vocab // ceil(wanted))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from jax_rl.checkpoint_view import StoredArray, open_view
 from jax_rl.checkpoints import CheckpointError, is_checkpoint, leaf_name, read_meta
 from jax_rl.errors import UserError
+from jax_rl.models.errors import ModelError
 from jax_rl.models.hf_checkpoint import HFCheckpoint, open_checkpoint
 from jax_rl.models.hf_export import Leaf, write_model
 from jax_rl.models.hub import resolve_model_folder
@@ -23,7 +25,13 @@ from jax_rl.parallel.sharding import Layout, layout_of_sizes
 
 
 def export_checkpoint(
-    checkpoint: Path, out: Path, *, adapter: bool = False, dtype: str | None = None, base: str | None = None
+    checkpoint: Path,
+    out: Path,
+    *,
+    adapter: bool = False,
+    dtype: str | None = None,
+    base: str | None = None,
+    tokenizer: str | None = None,
 ) -> None:
     """Writes `out`, whole or not at all.
 
@@ -33,6 +41,7 @@ def export_checkpoint(
         adapter: write the adapters as a PEFT folder instead of merging them into the weights.
         dtype: of the written tensors; None = what the run held them in.
         base: the model that the run started from; None = where its configuration says.
+        tokenizer: the folder or hub name of the tokenizer that the run used; None likewise.
 
     Raises:
         UserError: `checkpoint`, `base` or `out` is not what it must be, or there are no adapters.
@@ -49,8 +58,13 @@ def export_checkpoint(
         leaves = jax.tree_util.tree_map_with_path(run.trained_leaf, run.adapters)
         write_adapters(out, run.adapters, leaves, run.alpha, base or run.base_name, multimodal, dtype or "float32")
         return
+    name = tokenizer or run.tokenizer_name
+    try:
+        tokenizer_folder = None if name is None else run.resolve(name)
+    except ModelError as error:
+        raise UserError(f"the tokenizer that the run used: {error}; name another place with --tokenizer") from error
     leaves = jax.tree_util.tree_map_with_path(run.policy_leaf, run.base.model.specs)
-    write_model(out, run.base.model, leaves, run.base.folder, dtype or leaves["embed"].dtype, run.tokenizer)
+    write_model(out, run.base.model, leaves, run.base.folder, dtype or leaves["embed"].dtype, tokenizer_folder)
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,8 @@ class _Run:
 
     base: HFCheckpoint
     base_name: str
-    tokenizer: Path | None  # its folder, if that is not the base's
+    tokenizer_name: str | None  # folder or hub name, if it is not the base's
+    resolve: Callable[[str], Path]  # such a name -> a local folder
     dtype: np.dtype  # of the run's frozen weights
     adapters: Specs | None  # under LoRA
     alpha: float
@@ -102,10 +117,11 @@ def _open_run(checkpoint: Path, base: str | None) -> _Run:
     model, misc = view.config["model"], view.config["misc"]
     name = model["policy_name_or_path"]
     token = os.environ.get(misc["huggingface_token_env"])
-    source = open_checkpoint(resolve_model_folder(base or name, misc["huggingface_cache_dir"], token))
+    resolve = partial(resolve_model_folder, cache_dir=misc["huggingface_cache_dir"], token=token)
+    source = open_checkpoint(resolve(base or name))
     tokenizer = model.get("tokenizer_name_or_path")
-    if tokenizer is not None:
-        tokenizer = resolve_model_folder(tokenizer, misc["huggingface_cache_dir"], token)
+    if tokenizer == name:
+        tokenizer = None  # it follows `base`
     lora = model.get("lora", {"enabled": False, "alpha": 1.0, "rank": 1})
     adapters = None
     if lora["enabled"]:
@@ -117,6 +133,7 @@ def _open_run(checkpoint: Path, base: str | None) -> _Run:
         source,
         name,
         tokenizer,
+        resolve,
         jax.numpy.dtype(misc["dtype"]),
         adapters,
         lora["alpha"],

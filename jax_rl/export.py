@@ -21,13 +21,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--base", metavar="MODEL", help="folder or hub name that the run started from, if it is not there any more"
     )
+    parser.add_argument("--tokenizer", metavar="MODEL", help="likewise, of the tokenizer that the run used")
     args = parser.parse_args(argv)
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # an accelerator may be busy with the run itself
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's warnings; what matters comes as an error
     from jax_rl.checkpoint_export import export_checkpoint  # here, so that --help is quick
 
-    export_checkpoint(args.dir, args.to, adapter=args.adapter, dtype=args.dtype, base=args.base)
+    export_checkpoint(
+        args.dir, args.to, adapter=args.adapter, dtype=args.dtype, base=args.base, tokenizer=args.tokenizer
+    )
     print(f"wrote {args.to}")
     return 0
 

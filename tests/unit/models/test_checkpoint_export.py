@@ -118,7 +118,7 @@ def test_adapters_merged_and_for_peft(family, tiny_checkpoint, tmp_path):
     np.testing.assert_allclose(hf_logits(auto.from_pretrained(tmp_path / "peft").eval()), trained, atol=1e-4)
 
 
-def test_the_tokenizer_that_was_trained_with_goes_along(tiny_checkpoint, tmp_path):
+def test_the_tokenizer_that_was_trained_with_goes_along(tiny_checkpoint, tmp_path, capsys):
     """A base model trained with the tokenizer, chat template and stop ids of the instruction-tuned one."""
     _, source = tiny_checkpoint("llama")
     base, tuned = tmp_path / "base", tmp_path / "tuned"
@@ -139,6 +139,16 @@ def test_the_tokenizer_that_was_trained_with_goes_along(tiny_checkpoint, tmp_pat
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names >= {"chat_template.jinja", "preprocessor_config.json"} and "merges.txt" not in names
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
+
+    tuned.rename(tmp_path / "moved")
+    error = failure(capsys, checkpoint, "--to", tmp_path / "again")
+    assert f"there is no folder {tuned}" in error and "--tokenizer" in error and not (tmp_path / "again").exists()
+    export(checkpoint, "--to", tmp_path / "again", "--tokenizer", tmp_path / "moved")
+    assert json.loads((tmp_path / "again" / "tokenizer.json").read_text()) == {"of": "tuned"}
+    same = save(tmp_path / "same", params, base, tokenizer=base)
+    base.rename(tmp_path / "elsewhere")
+    export(same, "--to", tmp_path / "follows", "--base", tmp_path / "elsewhere")
+    assert json.loads((tmp_path / "follows" / "tokenizer.json").read_text()) == {"of": "base"}
 
 
 @pytest.mark.parametrize("decay_rates", [torch.float32, torch.bfloat16])

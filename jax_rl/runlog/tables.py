@@ -23,7 +23,7 @@ FIGURES = (  # name in the log, title, digits
     ("completion_len", "tokens", 2),
     ("truncated", "cut off at max_new_tokens", 3),
 )
-CORPUS_FIGURES = (("corpus_chrf++", "corpus chrF++"), ("corpus_bleu", "corpus BLEU"))
+CORPUS_FIGURES = {"corpus_chrf++": "corpus chrF++", "corpus_bleu": "corpus BLEU"}  # BLEU perhaps by language: _de
 DECODINGS = (("", "greedy"), ("sampled_", "sampled"))
 SEVERITIES = ("MINOR", "MAJOR", "CRITICAL")  # mild to harsh
 STYLES = {"MINOR": "black on yellow", "MAJOR": "white on magenta", "CRITICAL": "bold white on red"}
@@ -51,6 +51,12 @@ def before_after(before: Evaluated | None, after: Evaluated) -> RenderableType:
     columns = ["before", *(["before, colder"] if colder else []), "after", "change"] if before else ["after"]
     for column in columns:
         table.add_column(column, justify="right")
+    corpus = [
+        (name, f"{title} {name.removeprefix(figure).lstrip('_')}".rstrip())
+        for figure, title in CORPUS_FIGURES.items()
+        for name in after.row
+        if name.startswith(figure) and f"{name}_signature" in after.row
+    ]
     for prefix, decoding in DECODINGS:
         figures = [figure for figure in FIGURES if after.row.get(f"{prefix}{figure[0]}_mean") is not None]
         if not figures:
@@ -58,18 +64,15 @@ def before_after(before: Evaluated | None, after: Evaluated) -> RenderableType:
         table.add_row(Text(decoding, style="bold"))
         for figure in figures:
             table.add_row(*_figure_row(prefix, figure, before, after, colder))
-        for name, title in CORPUS_FIGURES:
-            if decoding == "greedy" and name in after.row:
-                table.add_row(*_corpus_row(name, title, before, after, colder))
+        for name, title in corpus if decoding == "greedy" else ():
+            table.add_row(*_corpus_row(name, title, before, after, colder))
     notes = [f"{len(after.outputs)} held-out prompts; means with 95 % bootstrap intervals, the change paired by prompt"]
     paired = after.row.get("examples_paired", len(after.outputs))
     if paired < len(after.outputs):
         notes.append(f"{paired} of the prompts were also evaluated before; the change is over these")
     if colder:
         notes.append("colder: the policy of before, sampled at eval.baseline_temperature")
-    for name, title in CORPUS_FIGURES:
-        if f"{name}_signature" in after.row:
-            notes.append(f"{title}: {after.row[f'{name}_signature']}")
+    notes += [f"{title}: {after.row[f'{name}_signature']}" for name, title in corpus]
     return Group(table, *(Text(note, style="dim") for note in notes))
 
 

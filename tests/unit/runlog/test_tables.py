@@ -86,6 +86,16 @@ def test_the_table_holds_means_intervals_and_paired_differences() -> None:
     assert not any("XCOMET" in line for line in lines)  # nothing scored: no row of dashes
 
 
+def test_bleu_of_several_languages_stands_language_by_language() -> None:
+    by_language = {"corpus_bleu_de": 20.0, "corpus_bleu_de_signature": "tok:13a"}
+    by_language |= {"corpus_bleu_ko": 10.0, "corpus_bleu_ko_signature": "tok:char"}
+    before, after = (Evaluated(n, evaluation_row(2.0, **by_language), [output("x")]) for n in (0, 5))
+    lines = shown(before, after)
+    rows = [line.split() for line in lines if line.strip().startswith("corpus BLEU ")]
+    assert ["corpus", "BLEU", "de", "20.00", "20.00", "+0.00"] in rows
+    assert ["corpus", "BLEU", "ko:", "tok:char"] in rows
+
+
 def test_a_difference_clear_of_zero_is_bold() -> None:
     out = StringIO()
     Console(file=out, width=200, force_terminal=True, color_system="standard").print(before_after(BEFORE, AFTER))

@@ -94,7 +94,8 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The whole checkpoint with the highest update, or None."""
-        whole = [p for p in (self.dir / RESUME, self._old, *self._numbered().values()) if is_checkpoint(p)]
+        # a numbered one first, which stays where it is when the run saves the next
+        whole = [p for p in (*self._numbered().values(), self.dir / RESUME, self._old) if is_checkpoint(p)]
         newest = max(whole, key=lambda p: read_meta(p)["update"], default=None)
         found = self._hosts.gather("newest checkpoint", newest and newest.name)
         if len(set(found)) > 1:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from jax_rl.checkpoints import Checkpoints, read_meta, restore
+from jax_rl.checkpoints import CheckpointError, Checkpoints, is_checkpoint, read_meta, restore
 from jax_rl.config import Config, dump_config
 from jax_rl.evaluate import evaluate, summarize
 from jax_rl.experience import Experience, RunStopped, collect_experience
@@ -53,25 +53,30 @@ def train(cfg: Config) -> None:
         run.scorer.wait_until_ready()
         _set_aside(run, checkpoints, progress, resumed)
 
-        def evaluate_if_owed() -> bool:
-            """Whether to stop."""
-            if not run.hosts.any("wish to stop", stop.requested) and progress.owes_evaluation(cfg):
-                with _saving_on_failure(run, state, progress, checkpoints):
-                    _evaluate(run, state, progress, run_log)
+        def stopping() -> bool:
             return run.hosts.any("wish to stop", stop.requested)
 
-        with _open_log(run, progress.update if resumed else None) as run_log:
+        def evaluate_if_owed() -> None:
+            if not stopping() and progress.owes_evaluation(cfg):
+                with _saving_on_failure(run, state, progress, checkpoints):
+                    _evaluate(run, state, progress, run_log)
+
+        with _open_log(run, progress, resumed) as run_log:
+            evaluated = progress.latest_update
             evaluate_if_owed()
-            while progress.update < cfg.rl.updates:
+            stop_now = stopping()
+            if progress.latest_update != evaluated and (progress.update or stop_now):
+                checkpoints.save(state, progress.to_meta(cfg))
+            while not stop_now and progress.update < cfg.rl.updates:
                 with _profiled(run, progress.update + 1):
                     state = _one_update(run, state, progress, programs, checkpoints, run_log)
-                stopping = evaluate_if_owed()
-                last = progress.update == cfg.rl.updates
-                if last or stopping or is_due(progress.update, cfg.logging.save_every_n_updates):
+                evaluate_if_owed()
+                stop_now, last = stopping(), progress.update == cfg.rl.updates
+                if last or stop_now or is_due(progress.update, cfg.logging.save_every_n_updates):
                     checkpoints.save(state, progress.to_meta(cfg))
-                if stopping:
-                    log.warning("SIGTERM: saved after update %d; the same command goes on from there", progress.update)
-                    return
+            if stop_now and (progress.update < cfg.rl.updates or progress.owes_evaluation(cfg)):
+                log.warning("SIGTERM: stopped after update %d; the same command goes on from there", progress.update)
+                return
             if not (best_only and progress.best_update):
                 _save_model(run, "final", state)
             run_log.finish(*_before_and_after(progress, cfg))
@@ -155,11 +160,14 @@ def _one_update(
 
 @contextmanager
 def _saving_on_failure(run: Run, state: TrainState, progress: Progress, checkpoints: Checkpoints) -> Iterator[None]:
-    """Around what changes no state: when it fails, what has been trained or evaluated is saved."""
+    """Around what changes no state: when it fails, what has been trained or evaluated is saved.
+
+    Several hosts save together or not at all, so that there a failure of one alone goes back to the last save.
+    """
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        together = isinstance(error, RunStopped)  # else it may be this host's alone, and a save needs all
+        together = isinstance(error, RunStopped)
         something = progress.update or progress.baseline
         if together or (run.hosts.count == 1 and something):
             checkpoints.save(state, progress.to_meta(run.cfg))
@@ -227,23 +235,30 @@ def _save_model(run: Run, name: str, state: TrainState) -> None:
 
 
 def _set_aside(run: Run, checkpoints: Checkpoints, progress: Progress, resumed: bool) -> None:
-    """Renames what an earlier run, or a branch of this one that is given up, left past the start."""
-    if not run.hosts.is_first:
-        return
-    kept = checkpoints.set_aside_after(progress.update if resumed else -1)
-    models = [] if resumed else ["best", "final"]
-    if resumed and any((read_meta(path).get("best_update") or 0) > progress.update for path in kept):
-        models = ["best"]
-    for path in (*kept, *(move_aside(run.output_dir / name) for name in models)):
-        if path is not None:
-            log.warning("left by an earlier run, past the start of this one: kept as %s", path)
+    """Renames what an earlier run, or a branch of this one that is given up, left past the start.
+
+    Without the best model's folder (it went with its branch, or stayed in another output folder) the next best counts.
+    """
+    best = run.output_dir / "best"
+    if run.hosts.is_first:
+        kept = checkpoints.set_aside_after(progress.update if resumed else -1)
+        models = [] if resumed else [best, run.output_dir / "final"]
+        if resumed and any((read_meta(path).get("best_update") or 0) > progress.update for path in kept):
+            models = [best]
+        for path in (*kept, *map(move_aside, models)):
+            if path is not None:
+                log.warning("left by an earlier run, past the start of this one: kept as %s", path)
+    if not run.hosts.any("the best model", run.hosts.is_first and best.is_dir()):
+        progress.best_score = progress.best_update = None
 
 
-def _open_log(run: Run, resume_update: int | None) -> RunLog | NoLog:
+def _open_log(run: Run, progress: Progress, resumed: bool) -> RunLog | NoLog:
     if not run.hosts.is_first:
         return NoLog()
     (run.output_dir / "resolved_config.yaml").write_text(dump_config(run.cfg), encoding="utf-8")
-    return RunLog(run.output_dir, run.cfg, resume_update)
+    if not resumed:
+        return RunLog(run.output_dir, run.cfg, None)
+    return RunLog(run.output_dir, run.cfg, progress.update, evaluates_again=progress.latest_update != progress.update)
 
 
 def _before_and_after(progress: Progress, cfg: Config) -> tuple[Evaluated | None, Evaluated | None]:
@@ -278,11 +293,18 @@ def _weights_to_evaluate(run: Run) -> tuple[Params, Progress]:
     path = _checkpoint_to_go_on_from(run, Checkpoints(run.output_dir, hosts=run.hosts))
     if path is None:
         return run.load_trained(), progress
-    stored = layout_of_sizes(read_meta(path)["mesh"])
+    meta = read_meta(path)
+    stored = layout_of_sizes(meta["mesh"])
     like, held = (
         {"params": abstract_params(run.trained_specs, run.trained_dtype, place.sharding_for)}
         for place in (layout, stored)
     )
-    state, meta = restore(path, like, held)
+    again = "; if its run has replaced it meanwhile, start again, or name a checkpoint-N"
+    try:
+        state, _ = restore(path, like, held)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}{again}") from error
+    if not is_checkpoint(path) or read_meta(path)["update"] != meta["update"]:
+        raise CheckpointError(f"{path} has changed while it was read{again}")
     log.info("evaluating %s, of update %d", path, meta["update"])
     return state["params"], Progress.from_meta(meta, progress.mesh)

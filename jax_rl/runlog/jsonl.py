@@ -39,8 +39,10 @@ class JsonLines:
         self.close()
 
 
-def truncate_after(path: Path, update: int) -> None:
+def truncate_after(path: Path, update: int, *, with_its_evaluation: bool = False) -> None:
     """Drops the rows of `path` whose `update` is past the given one, and a last line that a kill tore.
+
+    with_its_evaluation: and those of the update's own evaluation (`type` eval), but not of one without training.
 
     The file is replaced whole or not at all. A damaged line elsewhere stays, with a warning: it is not ours to lose.
     """
@@ -49,7 +51,12 @@ def truncate_after(path: Path, update: int) -> None:
     kept_to = path.with_name(path.name + ".new")
     with open(path, "rb") as old, open(kept_to, "wb") as new:
         for number, line in enumerate(old, start=1):
-            if _keep(line, update, f"{path}:{number}"):
+            if not line.endswith(b"\n"):
+                continue  # torn; the row is written again
+            row = _read(line, f"{path}:{number}")
+            at = row.get("update")
+            evaluation = row.get("type") == "eval" and not row.get("eval_only")
+            if not (isinstance(at, int) and (at > update or (at == update and with_its_evaluation and evaluation))):
                 new.write(line)
         new.flush()
         os.fsync(new.fileno())
@@ -85,12 +92,10 @@ def _encode(row: Mapping[str, Any]) -> bytes:
         return json.dumps(plain, allow_nan=False).encode() + b"\n"
 
 
-def _keep(line: bytes, update: int, where: str) -> bool:
-    if not line.endswith(b"\n"):
-        return False  # torn; the row is written again
+def _read(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError:
         log.warning("%s: is not JSON; kept as it is", where)
-        return True
-    return not (isinstance(row, dict) and isinstance(row.get("update"), int) and row["update"] > update)
+        return {}
+    return row if isinstance(row, dict) else {}

@@ -25,7 +25,7 @@ def append_evaluation(output_dir: Path, cfg: Config, update: int, row: Row, outp
         file.append([{"type": "eval", "update": update, "eval_only": True, **row}])
     if outputs:
         with JsonLines(output_dir / names.eval_output_jsonl_name) as file:
-            file.append([{"eval_only": True, **output} for output in outputs])
+            file.append([{"type": "eval", "eval_only": True, **output} for output in outputs])
 
 
 class NoLog:
@@ -53,9 +53,13 @@ class RunLog:
     Args:
         resume_update: the update of the checkpoint that the run goes on from: rows past it are cut. None for a new run:
             logs of an earlier one in the same folder are kept under another name.
+        evaluates_again: whether the checkpoint does not know of its own update's evaluation: that one's rows are cut
+            too, if it has come as far as writing them.
     """
 
-    def __init__(self, output_dir: Path, cfg: Config, resume_update: int | None) -> None:
+    def __init__(
+        self, output_dir: Path, cfg: Config, resume_update: int | None, *, evaluates_again: bool = False
+    ) -> None:
         names = cfg.logging
         self._paths = {
             "log": output_dir / names.jsonl_name,
@@ -64,7 +68,7 @@ class RunLog:
         }
         for path in self._paths.values():
             if resume_update is not None:
-                truncate_after(path, resume_update)
+                truncate_after(path, resume_update, with_its_evaluation=evaluates_again)
             elif (kept := move_aside(path)) is not None:
                 log.warning("%s is of an earlier run; kept as %s", path, kept.name)
         self._files: dict[str, JsonLines] = {}
@@ -94,7 +98,7 @@ class RunLog:
 
     def eval_outputs(self, rows: Iterable[Row]) -> None:
         """Translations of an evaluation; each row carries its `update`."""
-        self._write("eval_outputs", rows)
+        self._write("eval_outputs", [{"type": "eval", **row} for row in rows])
 
     def finish(self, before: Evaluated | None, after: Evaluated | None) -> None:
         """Prints what the run changed."""

@@ -1,6 +1,7 @@
 """Kills of the trainer and of a worker: the run that goes on is bit for bit the run that was never stopped."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -65,11 +66,29 @@ def test_sigterm_saves_and_the_same_command_goes_on(folder, start_training, unin
     stopped.wait_for_update(1)
     stopped.process.send_signal(signal.SIGTERM)
     assert stopped.finish() == 0, stopped.stderr[-3000:]
-    assert "SIGTERM: saved after update" in stopped.stderr
+    assert "SIGTERM: stopped after update" in stopped.stderr
     assert not (folder / "terminated" / "final").exists()
     resumed = start_training(folder / "terminated")
     assert resumed.finish() == 0, resumed.stderr[-3000:]
     assert_same_run(resumed, uninterrupted)
+
+
+def test_sigterm_before_the_first_evaluation_costs_nothing(folder, start_training, uninterrupted):
+    """While the workers load: what was not evaluated is evaluated by the next start."""
+    stopped = start_training(folder / "early")
+    stopped.wait_for("its handler", lambda: catches_sigterm(stopped.process.pid))
+    stopped.process.send_signal(signal.SIGTERM)
+    assert stopped.finish() == 0, stopped.stderr[-3000:]
+    assert "SIGTERM: stopped after update 0" in stopped.stderr and not stopped.log()
+    resumed = start_training(folder / "early", "rl.updates=3")
+    assert resumed.finish() == 0, resumed.stderr[-3000:]
+    reference = uninterrupted.log()[: len(resumed.log())]
+    assert resumed.log() == reference and reference[0]["type"] == "eval"
+
+
+def catches_sigterm(pid):
+    caught = re.search(r"SigCgt:\s+([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def test_a_killed_trainer_leaves_no_worker_behind(folder, start_training):

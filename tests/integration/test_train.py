@@ -96,6 +96,16 @@ def test_a_finished_run_started_again_changes_nothing(tmp_path, start_training):
     *before, row = evaluation.log()
     assert before == log and row["eval_only"] and row["type"] == "eval" and row["update"] == 2
     assert row["examples"] > row["examples_paired"] == log[0]["examples"], "the change is over those of update 0"
+    branch = start_training(
+        tmp_path / "branch",
+        f"logging.resume_from_checkpoint={tmp_path / 'run' / 'checkpoint-2'}",
+        "logging.save_only_best=true",
+        "rl.updates=3",
+        "rl.lr=1e-12",
+        workers=False,
+    )
+    assert branch.finish() == 0, branch.stderr[-3000:]
+    assert (tmp_path / "branch/best/model.safetensors").is_file(), "no better than the one of the other folder"
     over = start_training(tmp_path / "run", "rl.updates=1", "logging.auto_resume=false", workers=False)
     assert over.finish() == 0, over.stderr[-3000:]
     assert (tmp_path / "run/final.old-1/model.safetensors").read_bytes() == weights
@@ -132,6 +142,8 @@ def test_a_judge_that_fails_in_an_evaluation_costs_no_update(tmp_path, start_tra
     assert len(asked) == len({json.dumps(messages) for messages in asked}), "nothing that was answered is asked again"
     assert not [p.name for p in out.iterdir() if p.name == "final" or p.name.startswith("checkpoint-")]
     assert_transformers_loads(out / "best")
+    third = start_training(out, *overrides, workers=False)
+    assert third.finish() == 0 and third.log() == again.log(), "what was made up for is saved"
 
 
 def kinds(run):

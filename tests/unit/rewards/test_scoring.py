@@ -293,9 +293,8 @@ def test_a_metric_that_cannot_be_set_up_closes_the_others(tmp_path):
 
 
 def test_closing_does_not_wait_for_a_worker_that_loads(tmp_path):
-    """One that would load until startup_timeout_sec, 600 s."""
     program = tmp_path / "slow"
-    program.write_text("#!/bin/sh\nexec sleep 300\n")
+    program.write_text(f"#!/bin/sh\nsleep 60\ntouch {tmp_path / 'loaded'}\n")
     program.chmod(0o755)
     worker = MetricXConfig(python_executable=str(program), device="cpu")
     before = set(threading.enumerate())
@@ -306,6 +305,7 @@ def test_closing_does_not_wait_for_a_worker_that_loads(tmp_path):
     with pytest.raises(WorkerStartError, match="metricx"):
         ready.result(30)
     waiting.shutdown()
+    assert not (tmp_path / "loaded").exists()
     assert set(threading.enumerate()) <= before
 
 

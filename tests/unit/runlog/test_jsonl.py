@@ -65,6 +65,15 @@ def test_any_text_survives_on_one_line(tmp_path_factory: pytest.TempPathFactory,
     assert (json.loads(first), json.loads(second)) == ({"text": text}, {"next": 1})
 
 
+def test_an_evaluation_that_is_made_again_is_cut(tmp_path: Path) -> None:
+    """Of a checkpoint that was saved in the middle of it; not that of `--eval-only`."""
+    rows = [{"type": kind, "update": n} for n in (1, 2) for kind in ("train", "eval")]
+    alone = {"type": "eval", "update": 2, "eval_only": True}
+    write(tmp_path / "x.jsonl", *rows, alone, {"type": "train", "update": 3})
+    truncate_after(tmp_path / "x.jsonl", 2, with_its_evaluation=True)
+    assert read(tmp_path / "x.jsonl") == [*rows[:3], alone]
+
+
 def test_a_row_after_a_torn_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"update": 1}\n{"upd')

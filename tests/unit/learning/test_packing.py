@@ -165,3 +165,12 @@ def test_shapes_come_from_a_small_set():
             slots, used = slots + batch.rows.tokens.size, used + (batch.rows.positions >= 0).sum()
     assert len(shapes) < 25
     assert used / slots > 0.75
+
+
+@pytest.mark.parametrize("budget", [520, 700, 1000])
+def test_a_budget_between_two_row_lengths_is_kept(budget):
+    """A row is rounded up to a length of the set after its completions are chosen."""
+    for seed in range(10):
+        data = groups(seed, group=8, count=4, prompt=300, completion=120, fewest=30)
+        for batch in make_micro_batches(data.tokens, data.positions, data.mask, Packing(1, budget, True)):
+            assert batch.rows.tokens.size <= budget

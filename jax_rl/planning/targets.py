@@ -38,7 +38,12 @@ class Chip:
         """What JAX may take of it."""
         if self.platform != "cuda":
             return self.memory_bytes
-        return int(self.memory_bytes * float(os.environ.get(POOL_VARIABLE, DEFAULT_POOL)))
+        return int(self.memory_bytes * _pool_share())
+
+
+def _pool_share() -> float:
+    """Of a GPU's memory, what JAX takes."""
+    return float(os.environ.get(POOL_VARIABLE, DEFAULT_POOL))
 
 
 CHIPS = {
@@ -124,8 +129,7 @@ def _chip_by_its_memory(device: jax.Device, otherwise: int) -> Chip:
     limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
     if device.platform != "gpu":
         return Chip(device.platform, limit or otherwise)
-    whole = Chip("cuda", 1 << 60)  # JAX's name of the platform is gpu
-    return Chip("cuda", otherwise if limit is None else round(limit / (whole.usable_bytes / whole.memory_bytes)))
+    return Chip("cuda", otherwise if limit is None else round(limit / _pool_share()))  # gpu is JAX's name of it
 
 
 def _by_host(devices: list[jax.Device]) -> tuple[tuple[jax.Device, ...], ...]:

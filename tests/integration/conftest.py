@@ -80,6 +80,10 @@ class TrainProcess:
             {k: v for k, v in row.items() if not k.startswith("seconds_") and not k.endswith(CLOCKED)} for row in rows
         ]
 
+    def kinds(self) -> list[tuple[str, int]]:
+        """What the log's rows are of, in their order."""
+        return [(row["type"], row["update"]) for row in self.log()]
+
     def finish(self, seconds: float = 800) -> int:
         return self.process.wait(seconds)
 

@@ -25,9 +25,8 @@ def test_what_a_run_leaves_behind(tmp_path, start_training, repo):
     assert names >= {"resolved_config.yaml", "train_log.jsonl", "train_rollouts.jsonl", "eval_outputs.jsonl"}
     assert names >= {"tensorboard", "checkpoint-4", "checkpoint-6", "resume_latest", "best", "final"}
     assert "checkpoint-2" not in names and not [n for n in names if n.startswith(".")]
-    kinds = [(row["type"], row["update"]) for row in run.log()]
     updates = [("train", n) for n in range(1, 7)]
-    assert kinds == [("eval", 0), *updates[:3], ("eval", 3), *updates[3:], ("eval", 6)]
+    assert run.kinds() == [("eval", 0), *updates[:3], ("eval", 3), *updates[3:], ("eval", 6)]
     required = (
         "rollout_avg_completion_len adv_raw_mean adv_raw_std adv_norm_mean adv_norm_std policy_loss approx_kl "
         "clip_fraction entropy kl_to_reference token_count metricx_score_mean metricx_score_std metricx_reward_mean "
@@ -130,24 +129,20 @@ def test_a_judge_that_fails_in_an_evaluation_costs_no_update(tmp_path, start_tra
     first = start_training(out, *overrides, workers=False)
     broken = reply(status=400, body="broken")
     trained = [("eval", 0), ("train", 1), ("train", 2)]
-    chat_server.respond = lambda request: broken if kinds(first) == trained else reply.chat("no-error")
+    chat_server.respond = lambda request: broken if first.kinds() == trained else reply.chat("no-error")
     assert first.finish() == 1 and "HTTP 400" in first.stderr
-    assert kinds(first) == trained
+    assert first.kinds() == trained
     chat_server.respond = lambda request: reply.chat("no-error")
     rows, refused = first.log(), chat_server.requests[-1]["messages"]
     again = start_training(out, *overrides, workers=False)
     assert again.finish() == 0, again.stderr[-3000:]
-    assert "at update 2" in again.stderr and again.log()[:3] == rows and kinds(again) == [*trained, ("eval", 2)]
+    assert "at update 2" in again.stderr and again.log()[:3] == rows and again.kinds() == [*trained, ("eval", 2)]
     asked = [request["messages"] for request in chat_server.requests if request["messages"] != refused]
     assert len(asked) == len({json.dumps(messages) for messages in asked}), "nothing that was answered is asked again"
     assert not [p.name for p in out.iterdir() if p.name == "final" or p.name.startswith("checkpoint-")]
     assert_transformers_loads(out / "best")
     third = start_training(out, *overrides, workers=False)
     assert third.finish() == 0 and third.log() == again.log(), "what was made up for is saved"
-
-
-def kinds(run):
-    return [(row["type"], row["update"]) for row in run.log()]
 
 
 def test_micro_batches_change_no_loss(tmp_path, start_training):

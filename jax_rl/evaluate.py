@@ -45,7 +45,7 @@ class EvalReport:
 
     def output_rows(self, update: int) -> list[dict]:
         """Rows of eval_outputs.jsonl: every greedy completion, then every sampled one."""
-        return [{"update": update, **row} for row in (*self.outputs, *self.sampled_outputs)]
+        return [{"type": "eval", "update": update, **row} for row in (*self.outputs, *self.sampled_outputs)]
 
     @classmethod
     def from_json(cls, data: dict) -> "EvalReport":

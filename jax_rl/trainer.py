@@ -3,34 +3,24 @@
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
-import jax
-
-from jax_rl.checkpoints import CheckpointError, Checkpoints, is_checkpoint, read_meta, restore
+from jax_rl.checkpoints import Checkpoints, read_meta
 from jax_rl.config import Config, dump_config
 from jax_rl.evaluate import evaluate, summarize
 from jax_rl.experience import Experience, RunStopped, collect_experience
 from jax_rl.files import move_aside
-from jax_rl.learning.optimizer import (
-    Optimizer,
-    TrainState,
-    abstract_train_state,
-    init_train_state,
-    make_optimizer,
-)
+from jax_rl.learning.optimizer import Optimizer, TrainState, make_optimizer
 from jax_rl.learning.programs import UpdatePrograms, make_programs
 from jax_rl.learning.update import run_update
 from jax_rl.models.hf_export import save_model
-from jax_rl.models.params import Params, abstract_params
 from jax_rl.parallel.arrays import to_host
-from jax_rl.parallel.sharding import Layout, layout_of_sizes
-from jax_rl.progress import Progress, changed_keys, config_dict, is_due
+from jax_rl.progress import Progress, is_due
 from jax_rl.runlog.profiles import profile_update
 from jax_rl.runlog.run_log import NoLog, RunLog, append_evaluation
 from jax_rl.runlog.tables import Evaluated, print_report
 from jax_rl.runlog.timing import PhaseClock
 from jax_rl.setup import Run, open_run
+from jax_rl.start import abstract_state, shardings_of, start, weights_to_evaluate
 from jax_rl.stopping import stop_on_sigterm
 
 log = logging.getLogger(__name__)
@@ -96,39 +86,6 @@ def make_run_programs(run: Run, optimizer: Optimizer) -> UpdatePrograms:
         shardings_of(abstract_state(run, optimizer, layout)),
         shares_prompts=model.shares_prompts,
     )
-
-
-def start(run: Run, optimizer: Optimizer, checkpoints: Checkpoints) -> tuple[TrainState, Progress, bool]:
-    """The state to go on from: a named checkpoint's, the newest one's, or the supervised model's."""
-    path = _checkpoint_to_go_on_from(run, checkpoints)
-    like = abstract_state(run, optimizer, run.layouts.policy)
-    mesh = dict(run.layouts.policy.mesh.shape)
-    if path is None:
-        return init_train_state(run.load_trained(), optimizer, shardings_of(like)), Progress(mesh), False
-    stored = abstract_state(run, optimizer, layout_of_sizes(read_meta(path)["mesh"]))
-    state, meta = restore(path, like, stored)
-    changed = changed_keys(meta["config"], config_dict(run.cfg))
-    if changed:
-        log.warning("resuming %s with other settings than it was saved with: %s", path, "; ".join(changed))
-    log.info("resumed %s at update %d", path, meta["update"])
-    return state, Progress.from_meta(meta, mesh), True
-
-
-def _checkpoint_to_go_on_from(run: Run, checkpoints: Checkpoints) -> Path | None:
-    cfg = run.cfg.logging
-    if cfg.resume_from_checkpoint:
-        return Path(cfg.resume_from_checkpoint)
-    return checkpoints.newest() if cfg.auto_resume else None
-
-
-def abstract_state(run: Run, optimizer: Optimizer, layout: Layout) -> TrainState:
-    """The training state as shapes with the shardings that it has on a mesh."""
-    params = abstract_params(run.trained_specs, run.trained_dtype, layout.sharding_for)
-    return abstract_train_state(params, optimizer, layout.replicated)
-
-
-def shardings_of(state: TrainState) -> TrainState:
-    return jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
 def _one_update(
@@ -274,7 +231,7 @@ def evaluate_only(cfg: Config) -> None:
     Updates nothing, and may run beside the run itself.
     """
     with open_run(cfg, training=False) as run:
-        trained, progress = _weights_to_evaluate(run)
+        trained, progress = weights_to_evaluate(run)
         run.scorer.wait_until_ready()
         report = evaluate(run.engine, run.rollout_policy(trained), run.tokenizer, run.eval_prompts, run.scorer, cfg)
         progress.latest, progress.latest_update = report, progress.update
@@ -284,27 +241,3 @@ def evaluate_only(cfg: Config) -> None:
             print_report(before, after)
             outputs = report.output_rows(progress.update) if cfg.logging.save_eval_outputs else []
             append_evaluation(run.output_dir, cfg, progress.update, after.row, outputs)
-
-
-def _weights_to_evaluate(run: Run) -> tuple[Params, Progress]:
-    """What is trained alone, without the optimizer's state."""
-    layout = run.layouts.policy
-    progress = Progress(dict(layout.mesh.shape))
-    path = _checkpoint_to_go_on_from(run, Checkpoints(run.output_dir, hosts=run.hosts))
-    if path is None:
-        return run.load_trained(), progress
-    meta = read_meta(path)
-    stored = layout_of_sizes(meta["mesh"])
-    like, held = (
-        {"params": abstract_params(run.trained_specs, run.trained_dtype, place.sharding_for)}
-        for place in (layout, stored)
-    )
-    again = "; if its run has replaced it meanwhile, start again, or name a checkpoint-N"
-    try:
-        state, _ = restore(path, like, held)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}{again}") from error
-    if not is_checkpoint(path) or read_meta(path)["update"] != meta["update"]:
-        raise CheckpointError(f"{path} has changed while it was read{again}")
-    log.info("evaluating %s, of update %d", path, meta["update"])
-    return state["params"], Progress.from_meta(meta, progress.mesh)

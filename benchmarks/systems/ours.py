@@ -53,7 +53,8 @@ from jax_rl.rewards.scoring import Scorer
 from jax_rl.rewards.types import Scored, Translation
 from jax_rl.runlog.timing import PhaseClock
 from jax_rl.setup import open_run
-from jax_rl.trainer import abstract_state, make_run_programs, shardings_of
+from jax_rl.start import abstract_state, shardings_of
+from jax_rl.trainer import make_run_programs
 
 
 def versions() -> dict[str, str]:

@@ -25,7 +25,7 @@ def append_evaluation(output_dir: Path, cfg: Config, update: int, row: Row, outp
         file.append([{"type": "eval", "update": update, "eval_only": True, **row}])
     if outputs:
         with JsonLines(output_dir / names.eval_output_jsonl_name) as file:
-            file.append([{"type": "eval", "eval_only": True, **output} for output in outputs])
+            file.append([{"eval_only": True, **output} for output in outputs])
 
 
 class NoLog:
@@ -98,7 +98,7 @@ class RunLog:
 
     def eval_outputs(self, rows: Iterable[Row]) -> None:
         """Translations of an evaluation; each row carries its `update`."""
-        self._write("eval_outputs", [{"type": "eval", **row} for row in rows])
+        self._write("eval_outputs", rows)
 
     def finish(self, before: Evaluated | None, after: Evaluated | None) -> None:
         """Prints what the run changed."""

@@ -14,14 +14,14 @@ LEVELS = [  # a room imports from its own level's same room and from the levels 
     {"data", "checkpoints", "parallel", "runlog"},
     {"rollout", "learning", "rewards"},
     {"credit", "figures", "setup"},
-    {"evaluate", "experience", "progress", "planning"},
+    {"evaluate", "experience", "progress", "start", "planning"},
     {"trainer", "checkpoint_view"},
     {"checkpoint_export"},
     {"train", "inspect_checkpoint", "export", "plan", "toy"},
 ]
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 # single files, which may use each other in this order
-TOP = {"credit", "figures", "setup", "evaluate", "experience", "progress"}
+TOP = {"credit", "figures", "setup", "evaluate", "experience", "progress", "start"}
 STRANGERS = {"rewards": {"models"}, "learning": {"rewards"}, "models": {"config"}, "tokens": {"config"}}
 
 
